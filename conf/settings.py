@@ -1,0 +1,348 @@
+"""YAML + `--set` -> one frozen, checked Settings. The only Python file that reads configuration.
+
+A config file describes one corpus build: what all stages share (`lake`, `spark`, `mlflow`, ...) and a section a
+stage. The whole file is checked whichever stage reads it, before Spark starts or a model is imported; a mistake
+is one `ValueError` that names the key, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+HERE = Path(__file__).parent
+Section = TypeVar("Section", bound=BaseModel)
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Frozen(BaseModel):
+    """A section: no unknown key, no change after loading, no silent type coercion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Lake(Frozen):
+    root: str  # a folder or s3://bucket/prefix: holds staging and leases, and the tables when there is no catalog
+    catalog: str | None = None  # Unity Catalog: tables are catalog.schema.name
+    schema_name: str | None = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Lake:
+        if (self.catalog is None) != (self.schema_name is None):
+            raise ValueError("catalog and schema_name go together: give both (Unity Catalog) or neither (tables under root)")
+        return self
+
+
+class Spark(Frozen):
+    master: str | None = None  # None: spark-submit or the notebook decides
+    jars: str | None = None  # folder of the Delta jars (`make jars`); None: they are on the cluster's classpath
+    conf: dict[str, str] = {}
+
+
+class Store(Frozen):
+    """An S3-compatible object store. Secrets are named here and read where the bytes are read."""
+
+    endpoint: str | None = None  # None: AWS
+    region: str = "us-east-1"
+    access_key_env: str | None = None  # None: the default credential chain
+    secret_key_env: str | None = None
+
+
+class Mlflow(Frozen):
+    tracking_uri: str
+    artifacts: str | None = None  # where a sqlite tracking store keeps its files; None with a tracking server
+    experiment: str = "studbook"
+
+
+class Limits(Frozen):
+    """What a file may cost, checked from the header before any decode."""
+
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's names
+    max_bytes: Positive = 64 * 2**20
+    max_pixels: Positive = 50_000_000
+    max_frames: Positive = 1_000
+    min_side: Positive = 8
+
+
+class Waves(Frozen):
+    rows: Positive = 200_000  # images a wave: about ten minutes at 330 images/s
+    task_rows: Positive = 2_000  # images a Spark task: what one lost worker costs
+    attempts: Positive = 3  # a transient reject is permanent after so many
+    lease_seconds: Positive = 60
+
+
+class Source(Frozen):
+    name: str
+    kind: Literal["folder", "tar", "manifest"]
+    uri: str  # a folder (folder, tar) or one manifest file (.jsonl, .csv, .parquet)
+    columns: dict[Literal["uri", "offset", "length", "key", "tags", "alt_text", "licence", "opt_out"], str] = {}
+    licence: str | None = None  # for inputs that state none themselves
+
+    @model_validator(mode="after")
+    def _columns_are_for_manifests(self) -> Source:
+        if self.columns and self.kind != "manifest":
+            raise ValueError(f"columns were given for a {self.kind}; they name the fields of a manifest")
+        return self
+
+
+class Ingest(Frozen):
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Ingest:
+        names = [s.name for s in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"source names must be unique, given {names}")
+        return self
+
+
+class Embed(Frozen):
+    encoders: tuple[str, ...] = Field(min_length=1)  # files in conf/encoders, or paths to such files
+    device: Device
+    precision: Precision = "fp32"
+    batch_size: Positive = 32
+    decode_threads: Positive = 2
+    ahead: Positive = 64  # decoded images that may wait for the model
+    model_threads: Positive | None = None  # CPU threads of the model in one worker; None: torch's own choice
+
+
+class Label(Frozen):
+    rule: Literal["rankiqa"] = "rankiqa"
+    images: Positive = 2_000
+    seed: int = 7
+    views: dict[str, Share] = Field(min_length=1)  # view -> target; the original's is 1.0
+
+
+class Select(Frozen):
+    class Rule(Frozen):
+        """One condition that an image must pass; a missing value fails every rule but `none_of`."""
+
+        name: str
+        value: str  # a name from jobs/facts.py
+        at_least: float | None = None
+        at_most: float | None = None
+        any_of: tuple[str, ...] | None = None
+        none_of: tuple[str, ...] | None = None
+
+        @model_validator(mode="after")
+        def _one_condition(self) -> Select.Rule:
+            given = [k for k in ("at_least", "at_most", "any_of", "none_of") if getattr(self, k) is not None]
+            lists = {"any_of", "none_of"} & set(given)
+            if not given or (lists and len(given) > 1):
+                raise ValueError(f"rule {self.name!r} needs at_least and/or at_most, or one of any_of, none_of; given {given or 'none'}")
+            if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+                raise ValueError(f"rule {self.name!r}: the floor at_least={self.at_least} is above the maximum at_most={self.at_most}")
+            return self
+
+    name: str
+    seed: int
+    limit: Positive | None = None  # keep at most so many, by a seeded hash of the image id
+    rules: tuple[Rule, ...]
+
+    @model_validator(mode="after")
+    def _rule_names_are_unique(self) -> Select:
+        names = [r.name for r in self.rules]
+        if len(set(names)) != len(names) or "limit" in names:
+            raise ValueError(f"rule names must be unique and not 'limit', given {names}")
+        return self
+
+
+class Export(Frozen):
+    root: str
+    rows_per_file: Positive = 8_192
+    held_out: Share = 0.2  # share of *images* whose rows are in the split `held_out`
+    seed: int = 7
+
+
+class TrainScorer(Frozen):
+    model: str = "aesthetic-scorer"  # its name in the registry
+    seed: int = 7
+    epochs: Positive = 40
+    batch_size: Positive = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    ranking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the pairwise hinge beside the squared error
+    ranks: Positive = 1
+    device: Device = "cpu"
+    precision: Precision = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class Score(Frozen):
+    model: str = "aesthetic-scorer"
+    alias: str = "champion"
+
+
+class Report(Frozen):
+    path: str
+    images_per_group: Positive = 8
+
+
+class Settings(Frozen):
+    """One corpus build, as one YAML file says it."""
+
+    lake: Lake
+    spark: Spark = Spark()
+    stores: dict[str, Store] = {}  # bucket -> store
+    mlflow: Mlflow
+    limits: Limits = Limits()
+    waves: Waves = Waves()
+    encoder: str  # the encoder whose vectors the scorer reads; one of embed.encoders
+    ingest: Ingest
+    embed: Embed
+    label: Label
+    train_scorer: TrainScorer = TrainScorer()
+    score: Score = Score()
+    select: Select
+    export: Export
+    report: Report
+
+    @model_validator(mode="after")
+    def _encoder_is_embedded(self) -> Settings:
+        if self.encoder not in self.embed.encoders:
+            raise ValueError(f"encoder: given {self.encoder!r}, expected one of embed.encoders {list(self.embed.encoders)}")
+        return self
+
+
+class Encoder(Frozen):
+    """One image tower, as conf/encoders/NAME.yaml says it."""
+
+    name: str
+    kernel: str  # udfs/tower_<kernel>.py
+    width: Positive  # length of the vector
+    image_size: Positive = 224
+    model: str | None = None  # the library's name of the architecture
+    pretrained: str | None = None  # the library's tag of weights, fetched from its hub
+    weights: str | None = None  # or a local safetensors file ...
+    sha256: str | None = None  # ... and its hash
+
+    @model_validator(mode="after")
+    def _weights_are_pinned(self) -> Encoder:
+        if self.weights is not None and self.sha256 is None:
+            raise ValueError(f"encoder {self.name!r}: weights need their sha256 (`sha256sum {self.weights}`)")
+        if self.weights is not None and self.pretrained is not None:
+            raise ValueError(f"encoder {self.name!r}: give pretrained (hub) or weights (file), not both")
+        if find_spec(f"udfs.tower_{self.kernel}") is None:
+            known = sorted(p.stem.removeprefix("tower_") for p in (HERE.parent / "udfs").glob("tower_*.py"))
+            raise ValueError(f"encoder {self.name!r}: kernel: given {self.kernel!r}, allowed {known}")
+        return self
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """(YAML file, ["embed.batch_size=16", ...]) -> Settings. Raises ValueError naming key, value and what is allowed."""
+    tree = _read(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    return _check(Settings, tree, str(path))
+
+
+def load_encoder(name: str) -> Encoder:
+    """Name of a file in conf/encoders, or a path -> Encoder. Raises ValueError when there is none."""
+    path = Path(name) if name.endswith(".yaml") else HERE / "encoders" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in (HERE / "encoders").glob("*.yaml"))
+        raise ValueError(f"encoder: given {name!r}, allowed {known} or the path of a .yaml file")
+    return _check(Encoder, _read(path), str(path))
+
+
+def digest(*parts: object) -> str:
+    """Settings sections, strings, numbers, dicts -> 12 hex digits that change when any of them does."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:12]
+
+
+def command_line(doc: str, positional: Mapping[str, str] | None = None) -> tuple[Settings, argparse.Namespace]:
+    """sys.argv -> (Settings, the arguments). A mistake prints one line and exits with 2: the whole command line of a stage."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, help=text)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML that describes the build, e.g. conf/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. embed.batch_size=16")
+    parser.add_argument("--plan", action="store_true", help="say what is pending and about how long it takes; do nothing")
+    arguments = parser.parse_args()
+    try:
+        settings = load(arguments.config, arguments.set)
+        for name in settings.embed.encoders:
+            load_encoder(name)
+    except ValueError as error:
+        stop(str(error))
+    return settings, arguments
+
+
+def stop(message: str) -> NoReturn:
+    """One line for the user's mistake, exit status 2."""
+    print(f"studbook: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"config: no file at {path} (looked from {Path.cwd()}); give the path of a YAML file, e.g. conf/demo.yaml")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, given {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set: given {override!r}, expected KEY=VALUE, e.g. embed.batch_size=16")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {key}: {parent} is not a section")
+    tree[leaf] = yaml.safe_load(text)
+
+
+def _check(kind: type[Section], tree: dict[str, Any], where: str) -> Section:
+    try:
+        # JSON mode keeps strictness but lets YAML's lists be tuples
+        return kind.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(kind, where, e) for e in error.errors())) from None
+
+
+def _explain(kind: type[BaseModel], where: str, error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    if error["type"] == "extra_forbidden":
+        section = _section(kind, error["loc"][:-1])
+        allowed = sorted(section.model_fields) if section else []
+        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{where}: {key}: unknown key, given {error['input']!r}, allowed {allowed}{hint}"
+    if error["type"] == "missing":
+        return f"{where}: {key}: required, not given"
+    given = "" if error["type"] == "value_error" else f", given {error['input']!r}"
+    return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _section(kind: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """Walk the annotations to the section that refused a key."""
+    here: Any = kind
+    for part in loc:
+        if isinstance(part, str) and isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[part].annotation
+        if isinstance(part, int) or get_origin(here) in (tuple, dict, UnionType):
+            models = [a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)]
+            here = models[0] if models else here
+    return here if isinstance(here, type) and issubclass(here, BaseModel) else None

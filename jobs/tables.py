@@ -1,0 +1,108 @@
+"""The lake's tables: columns, keys and constraints, in one place.
+
+`image_id` is the 32 raw bytes of the sha256 of the original file (hex in commands and in SQL by `hex(image_id)`).
+A `fingerprint` names the model, preprocessing and kernel version that a row came from. `run` is the run that landed
+the row. An address is (uri, offset, length): a whole file has offset 0; a member of a tar lies inside its uri; an
+image in a parquet column has row_group, row and column instead of a byte range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE_ID = "image_id BINARY NOT NULL"
+ADDRESS = "uri STRING, offset BIGINT, length BIGINT, row_group INT, row INT, column STRING"
+RUN = "run STRING NOT NULL"
+_ID_CHECK = ("image_id_is_sha256", "octet_length(image_id) = 32")
+
+
+@dataclass(frozen=True)
+class Table:
+    """`key` is unique in the table; `checks` are (name, SQL condition) pairs that Delta enforces."""
+
+    name: str
+    columns: str
+    key: tuple[str, ...]
+    checks: tuple[tuple[str, str], ...] = ()
+
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        Table(
+            "images",
+            f"{IMAGE_ID}, format STRING NOT NULL, width INT NOT NULL, height INT NOT NULL, bytes BIGINT NOT NULL, "
+            f"frames INT NOT NULL, ai_marks ARRAY<STRUCT<where: STRING, text: STRING>> NOT NULL, {RUN}",
+            ("image_id",),
+            (_ID_CHECK, ("has_size", "width > 0 AND height > 0 AND bytes > 0 AND frames > 0")),
+        ),
+        Table(
+            # `entry` is what a listing gives (a file, an archive, a manifest row), `seen` the state in which it was read
+            "sources",
+            f"source STRING NOT NULL, key STRING NOT NULL, {IMAGE_ID}, entry STRING NOT NULL, seen STRING NOT NULL, {ADDRESS}, "
+            "size BIGINT NOT NULL, mtime_us BIGINT NOT NULL, tags ARRAY<STRING> NOT NULL, alt_text STRING, licence STRING, "
+            f"opt_out BOOLEAN NOT NULL, derived_from BINARY, {RUN}",
+            ("source", "key", "entry", "seen"),
+            (_ID_CHECK, ("has_address", "uri IS NOT NULL AND ((offset >= 0 AND length > 0) OR (row_group >= 0 AND row >= 0))")),
+        ),
+        Table(
+            "rejects",
+            f"stage STRING NOT NULL, input_key STRING NOT NULL, fingerprint STRING NOT NULL, image_id BINARY, {ADDRESS}, "
+            f"code STRING NOT NULL, detail STRING NOT NULL, permanent BOOLEAN NOT NULL, attempts INT NOT NULL, {RUN}",
+            ("stage", "input_key", "fingerprint", "attempts"),
+            (("attempts_from_one", "attempts >= 1"),),
+        ),
+        Table(
+            "pixels",
+            f"{IMAGE_ID}, view STRING NOT NULL, fingerprint STRING NOT NULL, phash BINARY NOT NULL, phash_mirror BINARY NOT NULL, "
+            f"mean FLOAT NOT NULL, contrast FLOAT NOT NULL, saturation FLOAT NOT NULL, sharpness FLOAT NOT NULL, "
+            f"entropy FLOAT NOT NULL, colour STRING NOT NULL, {RUN}",
+            ("image_id", "view", "fingerprint"),
+            (_ID_CHECK, ("hash_is_256_bit", "octet_length(phash) = 32 AND octet_length(phash_mirror) = 32")),
+        ),
+        Table(
+            # vector: little-endian fp16
+            "embeddings",
+            f"{IMAGE_ID}, view STRING NOT NULL, fingerprint STRING NOT NULL, encoder STRING NOT NULL, width INT NOT NULL, "
+            f"vector BINARY NOT NULL, {RUN}",
+            ("image_id", "view", "fingerprint"),
+            (_ID_CHECK, ("vector_is_fp16", "octet_length(vector) = 2 * width")),
+        ),
+        Table(
+            # rater: a rule with its version (`rankiqa:1`), or a person
+            "labels",
+            f"{IMAGE_ID}, view STRING NOT NULL, kind STRING NOT NULL, value FLOAT NOT NULL, rater STRING NOT NULL, "
+            f"fingerprint STRING NOT NULL, {RUN}",
+            ("image_id", "view", "kind", "rater", "fingerprint"),
+            (_ID_CHECK, ("value_in_unit", "value BETWEEN 0 AND 1")),
+        ),
+        Table(
+            "scores",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, model STRING NOT NULL, model_version STRING NOT NULL, "
+            f"embedding_fingerprint STRING NOT NULL, raw FLOAT NOT NULL, bin INT NOT NULL, tag STRING NOT NULL, {RUN}",
+            ("image_id", "fingerprint"),
+            (_ID_CHECK, ("bin_is_a_digit", "bin BETWEEN 0 AND 9"), ("raw_is_a_number", "NOT isnan(raw)")),
+        ),
+        Table(
+            "decisions",
+            f"selection STRING NOT NULL, {IMAGE_ID}, kept BOOLEAN NOT NULL, "
+            f"failed ARRAY<STRUCT<rule: STRING, value: STRING, bound: STRING, version: STRING>> NOT NULL, {RUN}",
+            ("selection", "image_id"),
+            (_ID_CHECK, ("kept_means_no_failure", "kept = (size(failed) = 0)")),
+        ),
+        Table(
+            "selections",
+            f"selection STRING NOT NULL, name STRING NOT NULL, {IMAGE_ID}, score INT, {RUN}",
+            ("selection", "image_id"),
+            (_ID_CHECK,),
+        ),
+        Table(
+            # one row a file of an export; `export` is a digest, `root`/manifest.json the whole manifest
+            "exports",
+            "export STRING NOT NULL, kind STRING NOT NULL, root STRING NOT NULL, file STRING NOT NULL, rows BIGINT NOT NULL, "
+            f"bytes BIGINT NOT NULL, sha256 STRING NOT NULL, manifest_sha256 STRING NOT NULL, made_from STRING NOT NULL, {RUN}",
+            ("export", "file"),
+            (("has_rows", "rows > 0"),),
+        ),
+    )
+}

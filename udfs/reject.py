@@ -1,0 +1,43 @@
+"""Why an input could not be taken: one closed list of codes for every stage.
+
+`transient` codes are tried again by a later run until `waves.attempts` is reached; the rest are final for the
+same input under the same fingerprint.
+"""
+
+CODES: dict[str, tuple[bool, str]] = {
+    # code: (transient, what it means)
+    "missing": (True, "no object at the address"),
+    "unreadable": (True, "the store refused or failed to give the bytes"),
+    "bytes_changed": (False, "size or time of the object differ from those at ingest, and no other source has the image"),
+    "empty": (False, "zero bytes"),
+    "too_many_bytes": (False, "the file is larger than limits.max_bytes"),
+    "not_an_image": (False, "the first bytes belong to no image format"),
+    "format_refused": (False, "an image or document format that limits.formats does not list"),
+    "header_broken": (False, "an image format, but its header cannot be parsed"),
+    "too_many_pixels": (False, "width x height is above limits.max_pixels"),
+    "too_small": (False, "the shorter side is below limits.min_side"),
+    "too_many_frames": (False, "more frames than limits.max_frames"),
+    "decode_failed": (False, "the header is good, the pixels are not (truncated or corrupt)"),
+    "archive_broken": (False, "the archive ends or turns invalid here; members before this point were taken"),
+    "archive_empty": (False, "the archive holds no member that could be an image"),
+    "manifest_row_invalid": (False, "the manifest row has no address, or a field of the wrong type"),
+    "out_of_memory": (True, "the model ran out of memory on this image alone"),
+    "not_finite": (False, "the model gave NaN or infinity"),
+}
+
+
+class Reject(Exception):
+    """An input that a stage cannot take. `code` is one of CODES; `detail` says what was found, for a person."""
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        assert code in CODES, code
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail[:300]
+
+    @property
+    def transient(self) -> bool:
+        return CODES[self.code][0]
+
+    def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:
+        return Reject, (self.code, self.detail)
