@@ -30,6 +30,10 @@ Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 
 
+class Mistake(ValueError):
+    """The user's mistake: the message says what was given, what was expected and what to do; shown without a stack trace."""
+
+
 class Frozen(BaseModel):
     """A section: no unknown key, no change after loading, no silent type coercion."""
 
@@ -244,7 +248,7 @@ class Encoder(Frozen):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """(YAML file, ["embed.batch_size=16", ...]) -> Settings. Raises ValueError naming key, value and what is allowed."""
+    """(YAML file, ["embed.batch_size=16", ...]) -> Settings. Raises Mistake naming key, value and what is allowed."""
     tree = _read(Path(path))
     for override in overrides:
         _apply(tree, override)
@@ -252,11 +256,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def load_encoder(name: str) -> Encoder:
-    """Name of a file in conf/encoders, or a path -> Encoder. Raises ValueError when there is none."""
+    """Name of a file in conf/encoders, or a path -> Encoder. Raises Mistake when there is none."""
     path = Path(name) if name.endswith(".yaml") else HERE / "encoders" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in (HERE / "encoders").glob("*.yaml"))
-        raise ValueError(f"encoder: given {name!r}, allowed {known} or the path of a .yaml file")
+        raise Mistake(f"encoder: given {name!r}, allowed {known} or the path of a .yaml file")
     return _check(Encoder, _read(path), str(path))
 
 
@@ -279,7 +283,7 @@ def command_line(doc: str, positional: Mapping[str, str] | None = None) -> tuple
         settings = load(arguments.config, arguments.set)
         for name in settings.embed.encoders:
             load_encoder(name)
-    except ValueError as error:
+    except Mistake as error:
         stop(str(error))
     return settings, arguments
 
@@ -292,25 +296,25 @@ def stop(message: str) -> NoReturn:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"config: no file at {path} (looked from {Path.cwd()}); give the path of a YAML file, e.g. conf/demo.yaml")
+        raise Mistake(f"config: no file at {path} (looked from {Path.cwd()}); give the path of a YAML file, e.g. conf/demo.yaml")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of sections, given {type(tree).__name__}")
+        raise Mistake(f"{path}: expected a mapping of sections, given {type(tree).__name__}")
     return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ValueError(f"--set: given {override!r}, expected KEY=VALUE, e.g. embed.batch_size=16")
+        raise Mistake(f"--set: given {override!r}, expected KEY=VALUE, e.g. embed.batch_size=16")
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"--set {key}: {parent} is not a section")
+            raise Mistake(f"--set {key}: {parent} is not a section")
     tree[leaf] = yaml.safe_load(text)
 
 
@@ -319,7 +323,7 @@ def _check(kind: type[Section], tree: dict[str, Any], where: str) -> Section:
         # JSON mode keeps strictness but lets YAML's lists be tuples
         return kind.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(kind, where, e) for e in error.errors())) from None
+        raise Mistake("; ".join(_explain(kind, where, e) for e in error.errors())) from None
 
 
 def _explain(kind: type[BaseModel], where: str, error: Any) -> str:

@@ -1,0 +1,41 @@
+"""images -> embeddings, pixels, rejects: the one GPU pass over the bytes.
+
+    spark-submit --properties-file infra/spark-gpu.conf jobs/embed.py --config my.yaml
+
+Decodes each image once and runs every encoder that it lacks, in threads that keep ahead of the model. Cost: see "Measured"
+in the README; a new encoder runs that encoder only. An image whose bytes changed or cannot be decoded gets a reject.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Settings
+from jobs import command, embedding, progress, waves
+from jobs.lake import Lake
+from udfs.embed import ORIGINAL
+
+NAME = "embed"
+
+
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    if plan_only:
+        print(progress.estimate(lake, NAME, pending(lake, settings).count()))
+        return
+    fingerprints = embedding.outputs(settings)
+    with waves.stage(lake, NAME, settings, embedding.tables(lake, settings, NAME)) as stage:
+        plan = stage.plan(pending(lake, settings), ["uri", "offset"])
+        if plan.rows == 0:
+            print(f"{NAME}: nothing to do")
+        stage.run(plan, lambda inputs: embedding.compute(inputs, settings, fingerprints))
+
+
+def pending(lake: Lake, settings: Settings) -> DataFrame:
+    """Images that lack an output -> (image_id, view, want, addresses, uri, offset)."""
+    wanted = lake.read("images").select("image_id", F.lit(ORIGINAL).alias("view"))
+    return embedding.with_addresses(lake, embedding.missing(lake, wanted, embedding.outputs(settings), NAME))
+
+
+if __name__ == "__main__":
+    command.main(__doc__, run)

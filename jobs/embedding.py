@@ -1,0 +1,112 @@
+"""Pending (image, view, outputs) -> staged rows of the one GPU pass, and their projection into tables: for embed and label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from pyspark import TaskContext
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Mistake, Settings, digest, load_encoder
+from jobs import rejects
+from jobs.lake import Lake
+from jobs.waves import Projection
+from udfs import embed as kernel
+
+
+def outputs(settings: Settings, seed: int | None = None) -> dict[str, str]:
+    """Output name (`pixels`, or an encoder) -> its fingerprint; of degraded views when their seed is given."""
+    suffix = "" if seed is None else f"/{kernel.view_fingerprint(seed)}"
+    told = {kernel.PIXELS: kernel.pixels_fingerprint() + suffix}
+    for name in settings.embed.encoders:
+        parts = kernel.encoder_parts(load_encoder(name).model_dump())
+        told[name] = f"{name}:{digest(parts, settings.embed.precision, 'torch-eager')}{suffix}"
+    return told
+
+
+def missing(lake: Lake, wanted: DataFrame, fingerprints: Mapping[str, str], stage: str) -> DataFrame:
+    """(image_id, view) -> (image_id, view, want): the outputs that no table holds and no reject has settled; without empty ones."""
+    pairs = [F.struct(F.lit(name).alias("output"), F.lit(told).alias("fingerprint")) for name, told in fingerprints.items()]
+    crossed = wanted.select("image_id", "view", F.explode(F.array(*pairs)).alias("pair")).select("image_id", "view", "pair.*")
+    done = lake.read("pixels").select("image_id", "view", "fingerprint")
+    done = done.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
+    refused = rejects.settled(lake, stage)
+    lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti").withColumn("input_key", input_key())
+    lacking = lacking.join(refused, ["input_key", "fingerprint"], "left_anti")
+    return lacking.groupBy("image_id", "view").agg(F.sort_array(F.collect_list("output")).alias("want"))
+
+
+def with_addresses(lake: Lake, rows: DataFrame) -> DataFrame:
+    """Adds `addresses` (every source of the image, the latest state first) and `uri`, `offset` of the first, to order by."""
+    parts = ["uri", "offset", "length", "size", "mtime_us"]
+    address = F.struct(*parts)
+    newest_first = F.reverse(F.array_sort(F.collect_set(F.struct("mtime_us", address.alias("address")))))
+    places = lake.read("sources").groupBy("image_id").agg(F.transform(newest_first, lambda place: place["address"]).alias("addresses"))
+    first = F.col("addresses")[0]
+    return rows.join(places, "image_id").withColumns({"uri": first["uri"], "offset": first["offset"]})
+
+
+def compute(inputs: DataFrame, settings: Settings, fingerprints: Mapping[str, str], seed: int = 0) -> DataFrame:
+    """(image_id, view, want, addresses) -> staged rows (udfs.embed.SCHEMA and `fingerprints`), by the GPU pandas UDF."""
+    options = settings.embed
+    worker = partial(
+        on_worker,
+        device=options.device,
+        encoders=[load_encoder(name).model_dump() for name in options.encoders],
+        limits=settings.limits.model_dump(),
+        stores={name: store.model_dump() for name, store in settings.stores.items()},
+        precision=options.precision,
+        batch_size=options.batch_size,
+        decode_threads=options.decode_threads,
+        window=options.ahead,
+        model_threads=options.model_threads,
+        seed=seed,
+    )
+    told = F.create_map(*[F.lit(part) for pair in fingerprints.items() for part in pair])
+    return inputs.select("image_id", "view", "want", "addresses").mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprints", told)
+
+
+def on_worker(frames: Iterator[pd.DataFrame], device: str, **options: Any) -> Iterator[pd.DataFrame]:
+    """Runs the kernel on the device that Spark assigned to this task."""
+    context = TaskContext.get()
+    assert context is not None
+    resources = context.resources()
+    gpu = resources["gpu"].addresses[0] if "gpu" in resources else None
+    if device == "cuda" and gpu is None:
+        raise Mistake(
+            "embed.device: given cuda, but Spark assigned this task no GPU; set spark.task.resource.gpu.amount (infra/spark-gpu.conf)"
+        )
+    return kernel.embed(frames, device=f"cuda:{gpu}" if device == "cuda" else device, place="" if gpu is None else f"gpu{gpu}", **options)
+
+
+def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:
+    """What of the staged rows lands where. Fingerprints come from the rows: they may be an earlier run's, under other settings."""
+
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+        refused = staged.where(F.col("reject").isNotNull()).select(
+            "image_id", "view", "fingerprints", F.explode("want").alias("output"), "reject.*"
+        )
+        refused = refused.withColumns({"input_key": input_key(), "fingerprint": F.col("fingerprints")[F.col("output")]})
+        return rejects.rows(lake, refused, stage, run, settings.waves.attempts)
+
+    def pixels_of(staged: DataFrame, run: str) -> DataFrame:
+        mine = staged.where(F.col("reject").isNull() & F.col("pixels").isNotNull())
+        told = F.col("fingerprints")[kernel.PIXELS].alias("fingerprint")
+        return mine.select("image_id", "view", told, "pixels.*").withColumn("run", F.lit(run))
+
+    def embeddings_of(staged: DataFrame, run: str) -> DataFrame:
+        mine = staged.where(F.col("reject").isNull()).select("image_id", "view", "fingerprints", F.explode("embeddings").alias("one"))
+        mine = mine.select("image_id", "view", "fingerprints", "one.*")
+        told = {"fingerprint": F.col("fingerprints")[F.col("encoder")], "run": F.lit(run)}
+        return mine.withColumns(told | {"width": (F.octet_length("vector") / 2).cast("int")})
+
+    return {"rejects": rejects_of, "pixels": pixels_of, "embeddings": embeddings_of}
+
+
+def input_key() -> Column:
+    """How an image's view is named in `rejects`."""
+    return F.concat_ws("/", F.lower(F.hex("image_id")), F.col("view"))

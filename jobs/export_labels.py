@@ -1,0 +1,69 @@
+"""labels, embeddings, pixels -> a frozen export that the scorer trains on; `exports`.
+
+    spark-submit jobs/export_labels.py --config conf/demo.yaml
+
+A row is one view of one image: its target, its vector and its pixel statistics. The split is by image (a seeded hash), so
+that no view of a held-out image is ever trained on: bucket `train` or `held_out`. The export's id is a digest of its rows.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Mistake, Settings, digest
+from jobs import command, embedding, label, snapshot
+from jobs.lake import Lake
+from udfs.embed import ORIGINAL, PIXELS
+
+NAME = "export-labels"
+KIND = "labels"
+TABLES = ("labels", "embeddings", "pixels")
+STATISTICS = ("mean", "contrast", "saturation", "sharpness", "entropy")
+
+
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    versions = lake.versions(TABLES)
+    rows = labelled(lake, settings, versions)
+    export, count = identity(rows, settings)
+    if count == 0:
+        raise Mistake("export labels: no image has a label and a vector of this config; run the stages embed and label first")
+    if plan_only:
+        print(f"{NAME}: {count} rows, export {export}")
+        return
+    encoder = embedding.outputs(settings)[settings.encoder]
+    width = lake.read("embeddings", versions["embeddings"]).where(F.col("fingerprint") == encoder).select("width").first()
+    assert width is not None
+    facts = {"made_from": versions, "encoder": {"name": settings.encoder, "fingerprint": encoder, "width": width["width"]}}
+    order = [F.xxhash64(F.lit(settings.export.seed), "image_id"), F.col("image_id"), F.col("view")]
+    made = snapshot.make(lake, settings, KIND, export, rows, order, facts)
+    done = f"{count} rows in {snapshot.folder(settings, KIND, export)}"
+    print(f"{NAME}: {done}" if made else f"{NAME}: nothing to do, {done}")
+
+
+def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFrame:
+    """-> image_id, view, kind, value, rater, vector, STATISTICS, bucket."""
+    rule, told = label.rater(settings.label)
+    labels = lake.read("labels", versions["labels"]).where((F.col("rater") == rule) & (F.col("fingerprint") == told))
+    labels = labels.select("image_id", "view", "kind", "value", "rater")
+    own, views = embedding.outputs(settings), embedding.outputs(settings, settings.label.seed)
+
+    def of_view(output: str) -> object:
+        return F.when(F.col("view") == ORIGINAL, F.lit(own[output])).otherwise(F.lit(views[output])) == F.col("fingerprint")
+
+    vectors = lake.read("embeddings", versions["embeddings"]).where(of_view(settings.encoder)).select("image_id", "view", "vector")
+    pixels = lake.read("pixels", versions["pixels"]).where(of_view(PIXELS)).select("image_id", "view", *STATISTICS)
+    draw = F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), "image_id"), F.lit(1_000_000)) / 1_000_000
+    bucket = F.when(draw < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
+    return labels.join(vectors, ["image_id", "view"]).join(pixels, ["image_id", "view"]).select("*", bucket)
+
+
+def identity(rows: DataFrame, settings: Settings) -> tuple[str, int]:
+    """-> (a digest of the rows' content and the export's settings, their number)."""
+    summed = rows.agg(F.count("*").alias("n"), F.sum(F.xxhash64(*rows.columns).cast("decimal(38,0)")).alias("content")).first()
+    assert summed is not None
+    return digest(KIND, str(summed["content"]), summed["n"], settings.export.model_dump(exclude={"root"})), summed["n"]
+
+
+if __name__ == "__main__":
+    command.main(__doc__, run)

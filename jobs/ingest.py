@@ -1,0 +1,134 @@
+"""folders, tar shards and manifests -> images, sources, rejects.
+
+    spark-submit jobs/ingest.py --config conf/demo.yaml
+
+One pass over the bytes of what is new: sha256, header, AI-generation marks, address. The bytes stay where they lie. A
+grown folder costs its listing and what is new; a file that changed is a new image; nothing is deleted. Cost: bound by
+the store (reading) and by sha256, about 1 CPU-second a GB. A bad input gets a row in `rejects` with a code.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Mistake, Settings, Source
+from jobs import command, progress, rejects, waves
+from jobs.lake import Lake, hadoop
+from jobs.waves import Projection
+from udfs import ingest as kernel
+from udfs import listing
+from udfs.opener import to_uri
+from udfs.reject import Reject
+
+NAME = "ingest"
+COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
+
+
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    if plan_only:
+        print(progress.estimate(lake, NAME, pending(lake, settings, listed(lake, settings)).count()))
+        return
+    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
+        entries = stage.freeze(listed(lake, settings), "listing")
+        plan = stage.plan(pending(lake, settings, entries), ["uri", "offset"])
+        if plan.rows == 0:
+            print(f"{NAME}: nothing to do")
+        stage.run(plan, lambda inputs: compute(inputs, settings))
+
+
+def listed(lake: Lake, settings: Settings) -> DataFrame:
+    """Every source of the config -> its entries (listing.SCHEMA), listed by tasks."""
+    frames = [_listed(lake, source, settings) for source in settings.ingest.sources]
+    whole = frames[0]
+    for frame in frames[1:]:
+        whole = whole.unionByName(frame)
+    return whole.dropDuplicates(["source", "entry", "seen"])
+
+
+def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
+    """Entries that no table holds in this state."""
+    keyed = entries.withColumns({"input_key": _input_key(), "fingerprint": _fingerprint(settings)})
+    new = keyed.join(lake.read("sources").select("source", "entry", "seen"), ["source", "entry", "seen"], "left_anti")
+    new = new.join(rejects.settled(lake, NAME), ["input_key", "fingerprint"], "left_anti").drop("input_key", "fingerprint")
+    return new.withColumn("cost", F.when(F.col("kind") == "tar", F.ceil(F.col("size") / COST_BYTES)).otherwise(F.lit(1)).cast("bigint"))
+
+
+def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
+    """Entries -> staged rows (udfs.ingest.SCHEMA)."""
+    worker = partial(kernel.ingest, limits=settings.limits.model_dump(), stores=_stores(settings))
+    return inputs.mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprint", _fingerprint(settings))
+
+
+def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+        refused = staged.where(F.col("reject").isNotNull()).withColumn("input_key", _input_key())
+        keys = ["input_key", "fingerprint", "image_id", "uri", "offset", "length"]
+        return rejects.rows(lake, refused.select(*keys, "reject.*"), NAME, run, settings.waves.attempts)
+
+    def images_of(staged: DataFrame, run: str) -> DataFrame:
+        found = staged.where(F.col("image").isNotNull()).select("image_id", "image.*").dropDuplicates(["image_id"])
+        known = lake.read("images", lake.version("images")).select("image_id")
+        return found.join(known, "image_id", "left_anti").withColumn("run", F.lit(run))
+
+    def sources_of(staged: DataFrame, run: str) -> DataFrame:
+        absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
+        absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
+        return staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint").withColumns(absent)
+
+    return {"rejects": rejects_of, "images": images_of, "sources": sources_of}
+
+
+def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
+    if source.kind == "manifest":
+        told: dict[str, Any] = {"columns": dict(source.columns), "licence": source.licence, "stores": _stores(settings)}
+        lines = _manifest_lines(lake, source)
+        return lines.mapInPandas(partial(listing.list_manifest, source=source.name, manifest=source.uri, **told), listing.SCHEMA)
+    try:
+        work = listing.split_tree(source.uri, lake.opener)
+    except Reject as reject:
+        raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected a folder that this machine can list") from None
+    folders = lake.spark.createDataFrame(work, listing.WORK_SCHEMA).repartition(min(len(work), 64))
+    told = {"source": source.name, "root": source.uri, "licence": source.licence, "stores": _stores(settings)}
+    entries = folders.mapInPandas(partial(listing.list_folders, kind="file", **told), listing.SCHEMA)
+    if source.kind == "tar":
+        is_archive = F.lower("uri").rlike(r"\.(tar|tar\.gz|tgz)$")
+        entries = entries.withColumn("kind", F.when(is_archive, F.lit("tar")).otherwise(F.col("kind")))
+    return entries
+
+
+def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
+    """A manifest of any format -> one `line` of JSON a row."""
+    uri = to_uri(source.uri)
+    if not lake.opener.exists(uri):
+        raise Mistake(f"ingest.sources.{source.name}: no manifest at {source.uri}; expected a .jsonl, .csv or .parquet file")
+    suffix = uri.rpartition(".")[2]
+    if suffix in ("jsonl", "json", "ndjson"):
+        return lake.spark.read.text(hadoop(uri)).select(F.col("value").alias("line"))
+    if suffix not in ("csv", "parquet"):
+        raise Mistake(f"ingest.sources.{source.name}: given a .{suffix} manifest, expected .jsonl, .csv or .parquet")
+    rows = (
+        lake.spark.read.csv(hadoop(uri), header=True, multiLine=True, escape='"')
+        if suffix == "csv"
+        else lake.spark.read.parquet(hadoop(uri))
+    )
+    return rows.select(F.to_json(F.struct("*")).alias("line"))
+
+
+def _input_key() -> Any:
+    return F.concat_ws("|", "source", "entry")
+
+
+def _fingerprint(settings: Settings) -> Any:
+    return F.concat_ws("|", F.lit(kernel.fingerprint(settings.limits.model_dump())), "seen")
+
+
+def _stores(settings: Settings) -> dict[str, Any]:
+    return {name: store.model_dump() for name, store in settings.stores.items()}
+
+
+if __name__ == "__main__":
+    command.main(__doc__, run)

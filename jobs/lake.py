@@ -1,0 +1,109 @@
+"""The lake: named tables and versions in, DataFrames out; appends that count once. The only file that knows Delta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pyspark.sql import DataFrame, SparkSession
+
+from conf.settings import Settings
+from jobs.tables import TABLES
+from udfs.opener import Opener, to_uri
+from udfs.reject import Reject
+
+FENCE = 2**62  # a txnVersion above every wave number
+HISTORY = "interval 365 days"
+
+
+class Lake:
+    """Tables under `lake.root`, or in a Unity Catalog schema with staging and leases under `lake.root`."""
+
+    def __init__(self, spark: SparkSession, settings: Settings) -> None:
+        self.spark = spark
+        self.opener = Opener({name: store.model_dump() for name, store in settings.stores.items()})
+        self.root = to_uri(settings.lake.root).rstrip("/")
+        self._schema = settings.lake.catalog and f"{settings.lake.catalog}.{settings.lake.schema_name}"
+
+    def create(self) -> None:
+        """Every table of jobs/tables.py that is not there yet, with its constraints."""
+        missing = [name for name in TABLES if not self._exists(name)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(self._create, missing))
+
+    def read(self, table: str, version: int | None = None) -> DataFrame:
+        """A table as it is now, or pinned to a version (what a plan that appends to the same table must do)."""
+        if version is None:
+            return self.spark.table(self._name(table))
+        return self.spark.sql(f"SELECT * FROM {self._name(table)} VERSION AS OF {version}")
+
+    def version(self, table: str) -> int:
+        return int(self.spark.sql(f"DESCRIBE HISTORY {self._name(table)} LIMIT 1").first()["version"])  # type: ignore[index]
+
+    def versions(self, tables: Iterable[str]) -> dict[str, int]:
+        tables = sorted(tables)
+        with ThreadPoolExecutor(4) as pool:
+            return dict(zip(tables, pool.map(self.version, tables), strict=True))
+
+    def append(self, table: str, rows: DataFrame, app: str, number: int) -> None:
+        """Lands rows once for (app, number): a repeat, or a number below the last, is skipped by Delta without computing it.
+
+        Numbers of one app must ascend, and a number must never mean two different sets of rows.
+        """
+        columns = [field.name for field in self.read(table).schema]
+        writer = rows.select(*columns).write.format("delta").mode("append")
+        writer = writer.option("txnAppId", f"{app}/{table}").option("txnVersion", number)
+        if self._schema:
+            writer.saveAsTable(self._name(table))
+        else:
+            writer.save(self._path(table))
+
+    def fence(self, table: str, app: str) -> None:
+        """After this no append of `app` lands: what a driver that lost its lease may still send is skipped."""
+        self.append(table, self.read(table).limit(0), app, FENCE)
+
+    def area(self, *parts: str) -> str:
+        """URI below the root for what is no table: staging, leases, rates."""
+        return "/".join((self.root, *parts))
+
+    def staged(self, uri: str) -> DataFrame:
+        return self.spark.read.parquet(hadoop(uri))
+
+    def stage(self, rows: DataFrame, uri: str) -> None:
+        rows.write.mode("overwrite").parquet(hadoop(uri))
+
+    def folders(self, uri: str) -> list[str]:
+        """Names of the folders in an area, sorted; none when the area is not there."""
+        try:
+            return sorted(entry.uri.rpartition("/")[2] for entry in self.opener.entries(uri) if entry.is_folder)
+        except Reject as reject:
+            if reject.code != "missing":
+                raise
+            return []
+
+    def _path(self, table: str) -> str:
+        return hadoop(f"{self.root}/{table}")
+
+    def _name(self, table: str) -> str:
+        assert table in TABLES, table
+        return f"{self._schema}.{table}" if self._schema else f"delta.`{self._path(table)}`"
+
+    def _exists(self, table: str) -> bool:
+        if self._schema:
+            return self.spark.catalog.tableExists(self._name(table))
+        return "_delta_log" in self.folders(self.area(table))
+
+    def _create(self, name: str) -> None:
+        table = TABLES[name]
+        properties = {
+            "delta.logRetentionDuration": HISTORY,
+            "delta.deletedFileRetentionDuration": HISTORY,
+            "delta.enableDeletionVectors": "false",  # a table may be read as parquet
+        }
+        # in the same commit as the table: an ALTER a constraint takes a second each
+        properties |= {f"delta.constraints.{check}": condition for check, condition in table.checks}
+        told = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
+        self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._name(name)} ({table.columns}) USING DELTA TBLPROPERTIES ({told})")
+
+
+def hadoop(uri: str) -> str:
+    return uri.replace("s3://", "s3a://", 1)

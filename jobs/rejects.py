@@ -1,0 +1,30 @@
+"""The rejects of a stage: what is settled and no longer pending, and how a refused input becomes a row."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.lake import Lake
+
+
+def settled(lake: Lake, stage: str) -> DataFrame:
+    """-> (input_key, fingerprint) that the stage has refused for good."""
+    mine = lake.read("rejects").where((F.col("stage") == stage) & F.col("permanent"))
+    return mine.select("input_key", "fingerprint").distinct()
+
+
+def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) -> DataFrame:
+    """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) -> rows of `rejects`.
+
+    A transient reject counts its attempts from what the table holds and is permanent at `attempts`. The table is read at
+    a pinned version: an append whose plan reads the table it writes conflicts with every other append.
+    """
+    earlier = lake.read("rejects", lake.version("rejects")).where(F.col("stage") == stage)
+    counted = earlier.groupBy("input_key", "fingerprint").agg(F.max("attempts").alias("earlier"))
+    attempt: Column = F.coalesce(F.col("earlier"), F.lit(0)) + 1
+    joined = refused.join(counted, ["input_key", "fingerprint"], "left").withColumn("attempts", attempt.cast("int"))
+    named = joined.withColumn("permanent", ~F.col("transient") | (F.col("attempts") >= attempts))
+    named = named.withColumns({"stage": F.lit(stage), "run": F.lit(run)})
+    absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
+    return named.withColumns(absent)

@@ -1,0 +1,91 @@
+"""embeddings + the champion -> scores, rejects: a raw score and score_0..9 for every embedded image.
+
+    spark-submit jobs/score.py --config conf/demo.yaml
+
+The alias is resolved to a version once, at the start. A new champion recomputes this table only. Cost: some 20,000
+vectors/s a core. A score that is no number gets the reject `not_finite`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Mistake, Settings
+from jobs import command, embedding, progress, registry, rejects, waves
+from jobs.lake import Lake
+from jobs.registry import Head
+from jobs.waves import Projection
+from udfs import score as kernel
+from udfs import score_head
+from udfs.embed import ORIGINAL
+
+NAME = "score"
+
+
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    head = champion(settings)
+    vectors = pending(lake, settings, head)
+    count = vectors.count()
+    if plan_only or count == 0:
+        print(progress.estimate(lake, NAME, count))
+        return
+    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage, progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
+        stage.run_whole(compute(vectors, head))
+
+
+def champion(settings: Settings) -> Head:
+    """The head that scores now. Raises Mistake when it reads the vectors of another encoder."""
+    head = registry.resolve(settings.mlflow, settings.score.model, settings.score.alias)
+    ours = embedding.outputs(settings)[settings.encoder]
+    if head.encoder_fingerprint != ours:
+        raise Mistake(
+            f"{head.model} version {head.version} was trained on vectors {head.encoder_fingerprint}, this config embeds {ours}; "
+            f"train a head on these vectors, or set `encoder` and `embed.precision` to those of the head"
+        )
+    return head
+
+
+def fingerprint(head: Head) -> str:
+    return f"{head.model}:{head.sha256[:12]}:{score_head.KERNEL_VERSION}/{head.encoder_fingerprint}"
+
+
+def pending(lake: Lake, settings: Settings, head: Head) -> DataFrame:
+    """Vectors of the head's encoder that it has not scored -> (image_id, vector)."""
+    vectors = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == head.encoder_fingerprint))
+    done = lake.read("scores").where(F.col("fingerprint") == fingerprint(head)).select("image_id")
+    settled = rejects.settled(lake, NAME).where(F.col("fingerprint") == fingerprint(head)).select(F.unhex("input_key").alias("image_id"))
+    return vectors.select("image_id", "vector").join(done, "image_id", "left_anti").join(settled, "image_id", "left_anti")
+
+
+def compute(vectors: DataFrame, head: Head) -> DataFrame:
+    """(image_id, vector) -> staged rows (udfs.score.SCHEMA and which head it was)."""
+    told = {
+        "fingerprint": fingerprint(head),
+        "model": head.model,
+        "model_version": head.version,
+        "embedding_fingerprint": head.encoder_fingerprint,
+    }
+    rows = vectors.mapInPandas(partial(kernel.score, weights=head.weights), kernel.SCHEMA)
+    return rows.withColumns({name: F.lit(value) for name, value in told.items()})
+
+
+def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+        refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
+        absent = {"uri": F.lit(None).cast("string"), "offset": F.lit(None).cast("bigint"), "length": F.lit(None).cast("bigint")}
+        return rejects.rows(
+            lake, refused.withColumns(absent | {"input_key": F.lower(F.hex("image_id"))}), NAME, run, settings.waves.attempts
+        )
+
+    def scores_of(staged: DataFrame, run: str) -> DataFrame:
+        tag = F.concat(F.lit("score_"), F.col("bin").cast("string"))
+        return staged.where(F.col("reject").isNull()).withColumns({"tag": tag, "run": F.lit(run)})
+
+    return {"rejects": rejects_of, "scores": scores_of}
+
+
+if __name__ == "__main__":
+    command.main(__doc__, run)

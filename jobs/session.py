@@ -1,0 +1,61 @@
+"""Settings -> the Spark session that every stage runs in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pyspark import SparkConf
+from pyspark.sql import SparkSession
+
+from conf.settings import Mistake, Spark
+
+DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+DEFAULTS = {
+    "spark.app.name": "studbook",
+    "spark.scheduler.mode": "FAIR",  # landing a wave runs beside the next wave's computation
+    "spark.sql.execution.arrow.maxBytesPerBatch": "64m",
+    "spark.sql.parquet.compression.codec": "zstd",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.ui.showConsoleProgress": "false",
+}
+LOCAL = {
+    # Delta reads a snapshot in 50 tasks by default: seconds a table on two cores
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.ui.enabled": "false",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+
+def start(settings: Spark) -> SparkSession:
+    """The running session of a notebook or spark-submit where there is one, else a new one. Raises Mistake without the Delta jars."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else executors take the system's Python
+    given = SparkConf()
+    builder = SparkSession.builder
+    master = given.get("spark.master", settings.master)
+    if master is not None and not given.contains("spark.master"):
+        builder = builder.master(master)
+    wanted = DEFAULTS | DELTA | (LOCAL if (master or "").startswith("local") else {}) | settings.conf
+    if settings.jars is not None:
+        wanted["spark.jars"] = ",".join(_jars(settings.jars))
+    for key, value in wanted.items():
+        if not given.contains(key):  # what spark-submit was told wins
+            builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def _jars(folder: str) -> list[str]:
+    jars = sorted(str(path.resolve()) for path in Path(folder).glob("*.jar"))
+    if not jars:
+        raise Mistake(
+            f"spark.jars: no jar in {folder!r}; fetch the Delta jars with `make jars`, or set spark.jars=null where the cluster has them"
+        )
+    return jars
