@@ -41,6 +41,11 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     print(f"{NAME}: {done}" if made else f"{NAME}: nothing to do, {done}")
 
 
+def folder(lake: Lake, settings: Settings) -> str:
+    """URI of the export of the labels that are there now."""
+    return snapshot.folder(settings, KIND, identity(labelled(lake, settings, lake.versions(TABLES)), settings)[0])
+
+
 def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFrame:
     """-> image_id, view, kind, value, rater, vector, STATISTICS, bucket."""
     rule, told = label.rater(settings.label)

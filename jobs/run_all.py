@@ -1,0 +1,72 @@
+"""The whole main job, in order, in one Spark session; the trainer as a process of its own.
+
+    python -m jobs.run_all --config conf/demo.yaml
+
+Every stage starts from what is pending, so a second run finds nothing to do. At the end: the funnel, where the report lies, and
+how to open MLflow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from conf.settings import Mistake, Settings
+from jobs import command, embed, embedding, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
+from jobs.lake import Lake
+
+
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    start = time.monotonic()
+    if plan_only:
+        for stage in (ingest, embed, label):
+            stage.run(lake, settings, True)
+        print("the later stages are planned from what these land: run `--plan` of each once it has its inputs")
+        return
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("ingest", lambda: ingest.run(lake, settings)),
+        ("embed", lambda: embed.run(lake, settings)),
+        ("label", lambda: label.run(lake, settings)),
+        ("export labels", lambda: export_labels.run(lake, settings)),
+        ("train scorer", lambda: train(lake, settings)),
+        ("score", lambda: score.run(lake, settings)),
+        ("select", lambda: select_images.run(lake, settings)),
+        ("export selection", lambda: export_selection.run(lake, settings)),
+        ("report", lambda: report.run(lake, settings)),
+    ]
+    for number, (name, stage) in enumerate(stages, 1):
+        began = time.monotonic()
+        print(f"== {number}/{len(stages)} {name}", flush=True)
+        stage()
+        print(f"   {name}: {time.monotonic() - began:.1f} s", flush=True)
+    tell(lake, settings, time.monotonic() - start)
+
+
+def train(lake: Lake, settings: Settings) -> None:
+    """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
+    given = [argument for argument in sys.argv[1:] if argument != "--plan"]
+    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export_labels.folder(lake, settings), *given])
+    if done.returncode != 0:
+        raise Mistake(f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice")
+
+
+def tell(lake: Lake, settings: Settings, seconds: float) -> None:
+    scores = score.fingerprint(score.champion(settings))
+    selection = select_images.identity(settings, scores, lake.versions(facts.TABLES))
+    counted = funnel.measure(lake, selection, embedding.outputs(settings)[settings.encoder], scores)
+    print(f"\nThe funnel of selection {settings.select.name} ({selection}):")
+    print("\n".join(funnel.lines(counted)))
+    print(f"\nreport   {settings.report.path} (open it in a browser)")
+    print(f"MLflow   make mlflow, or: mlflow server --backend-store-uri {settings.mlflow.tracking_uri} --host 127.0.0.1 --port 5000")
+    print(f"an image python -m jobs.why IMAGE --config {_config()}")
+    print(f"done in {seconds:.0f} s", flush=True)
+
+
+def _config() -> str:
+    return sys.argv[sys.argv.index("--config") + 1] if "--config" in sys.argv else "FILE"
+
+
+if __name__ == "__main__":
+    command.main(__doc__, run)

@@ -1,0 +1,89 @@
+"""An image -> its whole story from the tables: where it came from, what was measured, how it was scored, why it was kept or not.
+
+    python -m jobs.why IMAGE --config conf/demo.yaml
+
+IMAGE is an id (hex, 8 digits or more), a file (its bytes are hashed), or a key or address as a source gave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Mistake, Settings, command_line, stop
+from jobs import session
+from jobs.lake import Lake
+from jobs.tables import TABLES
+
+HIDDEN = ("image_id", "vector", "phash", "phash_mirror")
+MANY = 20  # rows a table; an image has a handful
+
+
+def main() -> None:
+    settings, arguments = command_line(__doc__ or "", {"image": "id, file, key or address"})
+    try:
+        tell(Lake(session.start(settings.spark), settings), settings, arguments.image)
+    except Mistake as mistake:
+        stop(str(mistake))
+
+
+def tell(lake: Lake, settings: Settings, image: str) -> None:
+    """Prints the story. Raises Mistake when no table knows the image."""
+    lake.create()
+    ids = find(lake, image)
+    if not ids and not (refused := _rows(lake.read("rejects").where(_named(image, ("input_key", "uri"))))):
+        raise Mistake(f"no table knows the image {image!r}; expected a hex id (8 digits or more), a file, or a source's key or address")
+    if not ids:
+        print(f"{image} was never taken:")
+        _print("rejects", refused)
+    for image_id in ids:
+        print(f"image {image_id.hex()}")
+        mine = F.col("image_id") == F.lit(image_id)
+        for table in TABLES:
+            if table == "rejects":
+                mine_or_named = mine | F.col("input_key").startswith(image_id.hex())
+                _print(table, _rows(lake.read(table).where(mine_or_named)))
+            elif "image_id" in lake.read(table).columns:
+                _print(table, _rows(lake.read(table).where(mine)))
+
+
+def find(lake: Lake, image: str) -> list[bytes]:
+    """-> ids of the images that are meant (several when a short id or a key is ambiguous)."""
+    images = lake.read("images").select("image_id")
+    if Path(image).is_file():
+        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        found = images.where(F.lower(F.hex("image_id")) == digest)
+    elif len(image) >= 8 and all(letter in "0123456789abcdef" for letter in image.lower()):
+        found = images.where(F.lower(F.hex("image_id")).startswith(image.lower()))
+    else:
+        found = lake.read("sources").where(_named(image, ("key", "uri"))).select("image_id").distinct()
+    return [bytes(row["image_id"]) for row in found.limit(MANY).collect()]
+
+
+def _named(image: str, columns: tuple[str, ...]) -> Column:
+    tests = [(F.col(column) == image) | F.col(column).endswith(f"/{image}") for column in columns]
+    return tests[0] | tests[1]
+
+
+def _rows(rows: DataFrame) -> list[dict[str, Any]]:
+    return [row.asDict(recursive=True) for row in rows.limit(MANY).collect()]
+
+
+def _print(table: str, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        told = {name: value for name, value in row.items() if name not in HIDDEN and value not in (None, [])}
+        print(f"  {table:<11}" + ", ".join(f"{name} {_short(value)}" for name, value in told.items()))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).hex()[:16]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
