@@ -261,7 +261,9 @@ def load_encoder(name: str) -> Encoder:
     if not path.is_file():
         known = sorted(p.stem for p in (HERE / "encoders").glob("*.yaml"))
         raise Mistake(f"encoder: given {name!r}, allowed {known} or the path of a .yaml file")
-    return _check(Encoder, _read(path), str(path))
+    encoder = _check(Encoder, _read(path), str(path))
+    # a worker's current folder is its own
+    return encoder if encoder.weights is None else encoder.model_copy(update={"weights": str(Path(encoder.weights).absolute())})
 
 
 def digest(*parts: object) -> str:

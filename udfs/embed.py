@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from udfs import decode, degrade, perceptual_hash, pixel_statistics
 from udfs.ahead import ahead
@@ -102,16 +101,16 @@ def embed(
 def _prepare(
     done: dict[str, Any], row: dict[str, Any], encoders: Mapping[str, Encoder], limits: Mapping[str, Any], opener: Opener, seed: int
 ) -> None:
-    decoded = decode.decode(_read(row["addresses"], opener), limits)
-    image: Image.Image = decoded.image
-    if row["view"] != ORIGINAL:
-        image = degrade.degrade(image, row["view"], seed)
-    if PIXELS in done["want"]:
-        phash, mirror = perceptual_hash.phash(image)
-        done["pixels"] = {"phash": phash, "phash_mirror": mirror, "colour": decoded.colour} | pixel_statistics.measure(image)
-    for name in done["want"]:
-        if name != PIXELS:
-            done["tensors"][name] = _tower(encoders[name]["kernel"]).prepare(image, encoders[name])
+    data = _read(row["addresses"], opener)
+    with decode.decoding(data, limits) as decoded:  # its share of memory is held until the small outputs are made
+        image = decoded.image if row["view"] == ORIGINAL else degrade.degrade(decoded.image, row["view"], seed)
+        if PIXELS in done["want"]:
+            phash, mirror = perceptual_hash.phash(image)
+            done["pixels"] = {"phash": phash, "phash_mirror": mirror, "colour": decoded.colour} | pixel_statistics.measure(image)
+        for name in done["want"]:
+            if name != PIXELS:
+                done["tensors"][name] = _tower(encoders[name]["kernel"]).prepare(image, encoders[name])
+        del image, decoded
 
 
 def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener) -> bytes:
