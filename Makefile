@@ -47,6 +47,7 @@ jars: java env ## the Delta jars that Spark does not bring, into .cache/jars
 	@$(PY) -m jobs.fetch_jars
 
 weights: $(WEIGHTS) ## the demo's CLIP image tower, into .cache/weights
+	@:
 
 lock: $(UV) ## resolve pyproject.toml anew into requirements.lock
 	@$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header --upgrade -o requirements.lock

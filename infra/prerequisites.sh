@@ -20,7 +20,7 @@ check_python() {
         version=$(python_version "$candidate") || continue
         case $version in
             3.11.*)
-                command -v uv >/dev/null || "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
+                command -v uv >/dev/null || "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
                     fail "found Python $version ($candidate) without venv, and no uv; needed: one of them; get it: apt-get install python3.11-venv"
                 command -v "$candidate"
                 return

@@ -49,6 +49,8 @@ def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Mo
     for key, true in (("width", config["embed_dim"]), ("image_size", config["vision_cfg"]["image_size"])):
         if encoder[key] != true:
             raise ValueError(f"encoder {encoder['name']!r}: {key}: given {encoder[key]}, but {encoder['model']} has {true}")
+    if encoder["weights"] is None and encoder["pretrained"] is None and ":" not in encoder["model"]:  # hf-hub:owner/name has its own
+        raise ValueError(f"encoder {encoder['name']!r}: give weights (a safetensors file and its sha256) or pretrained (open_clip's tag)")
     tower = from_file(encoder, config, precision) if encoder["weights"] is not None else from_hub(encoder, precision)
     return tower.requires_grad_(False).to(device).eval()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 
 def main() -> None:
-    def addresses(numbers: Iterator[int]) -> Iterator[list[str]]:
+    def addresses(numbers: Iterable[int]) -> Iterator[list[str]]:
         time.sleep(1)  # long enough that neither worker takes all tasks
         context = TaskContext.get()
         assert context is not None

@@ -47,8 +47,8 @@ def dequantised(model: Any) -> Any:
 
 def test_the_tower_gives_what_the_dequantised_graph_gives(graph: Any) -> None:
     encoder = load_encoder("clip-vit-b-16-demo").model_dump()
-    images = np.random.default_rng(7).normal(size=(2, 3, 224, 224)).astype(np.float32)
-    expected = ReferenceEvaluator(dequantised(graph)).run(["image_embeds"], {"pixel_values": images})[0]
+    images = np.random.default_rng(7).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(dequantised(graph)).run(["image_embeds"], {"pixel_values": images})
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     found = tower_clip.encode(tower_clip.load(encoder, "cpu", "fp32"), images)
     assert np.abs(found - expected).max() < 2e-6
