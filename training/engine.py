@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from conf.settings import Mistake, TrainScorer
+
 if TYPE_CHECKING:
     import torch
-
-    from conf.settings import TrainScorer
 
 CLIP = 1.0  # largest norm of a step's gradient
 WARM_UP = 0.05  # share of the steps over which the learning rate rises; then it falls to 0 as a cosine
@@ -45,11 +45,11 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
 
 
 def start(device: str) -> Ranks:
-    """"cpu" or "cuda" -> this process's place among the ranks, joined until it exits. Raises ValueError when there is no such device."""
+    """"cpu" or "cuda" -> this process's place among the ranks, joined until it exits. Raises Mistake when there is no such device."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: given cuda, but torch sees no CUDA device here; run where there is one, or set cpu")
+        raise Mistake("device: given cuda, but torch sees no CUDA device here; run where there is one, or set cpu")
     if device == "cpu":
         # one thread: the same sums on any number of cores, and threads that spin for a busy core made a step 5 times slower [measured]
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from conf.settings import Mistake
+
 
 class File(BaseModel):
     """One parquet file as the manifest states it."""
@@ -57,48 +59,48 @@ class Export:
 
 
 def open_export(root: Path, kind: str, columns: dict[str, str], buckets: tuple[str, ...]) -> Export:
-    """Folder -> Export, by its manifest alone. Raises ValueError naming what is missing or differs from what the trainer needs."""
+    """Folder -> Export, by its manifest alone. Raises Mistake naming what is missing or differs from what the trainer needs."""
     path = root / "manifest.json"
     if set("#?;") & set(str(root.resolve())):
-        raise ValueError(f"export {root.resolve()}: the feed reads by url and cannot name a path with # ? or ;, move the folder")
+        raise Mistake(f"export {root.resolve()}: the feed reads by url and cannot name a path with # ? or ;, move the folder")
     if not path.is_file():
-        raise ValueError(f"export {root}: no manifest.json there; give the folder of a complete export")
+        raise Mistake(f"export {root}: no manifest.json there; give the folder of a complete export")
     text = path.read_bytes()
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:3])
-        raise ValueError(f"{path}: not a manifest: {found}") from None
+        raise Mistake(f"{path}: not a manifest: {found}") from None
     export = Export(root, manifest, hashlib.sha256(text).hexdigest())
     if manifest.kind != kind:
-        raise ValueError(f"export {root}: given an export of kind {manifest.kind!r}, expected {kind!r}")
+        raise Mistake(f"export {root}: given an export of kind {manifest.kind!r}, expected {kind!r}")
     wrong = {c: (manifest.columns.get(c), columns.get(c)) for c in manifest.columns | columns if manifest.columns.get(c) != columns.get(c)}
     if wrong:
-        raise ValueError(f"export {root}: columns: " + ", ".join(f"{c}: given {g}, expected {e}" for c, (g, e) in sorted(wrong.items())))
+        raise Mistake(f"export {root}: columns: " + ", ".join(f"{c}: given {g}, expected {e}" for c, (g, e) in sorted(wrong.items())))
     for bucket in buckets:
         if not export.files(bucket):
-            raise ValueError(f"export {root}: no rows in bucket {bucket!r}; export more images or change export.held_out")
+            raise Mistake(f"export {root}: no rows in bucket {bucket!r}; export more images or change export.held_out")
     if manifest.rows != sum(f.rows for f in manifest.files):
-        raise ValueError(f"export {root}: the manifest says {manifest.rows} rows, its files have {sum(f.rows for f in manifest.files)}")
+        raise Mistake(f"export {root}: the manifest says {manifest.rows} rows, its files have {sum(f.rows for f in manifest.files)}")
     return export
 
 
 def verify(export: Export) -> None:
-    """Compare every file with the manifest: presence, bytes, sha256, one row group, rows, columns. Raises ValueError naming the file."""
+    """Compare every file with the manifest: presence, bytes, sha256, one row group, rows, columns. Raises Mistake naming the file."""
     import pyarrow.parquet as pq
 
     for file in export.manifest.files:
         path, where = export.root / file.file, f"export {export.root}: {file.file}"
         if not path.is_file():
-            raise ValueError(f"{where} is missing; export again")
+            raise Mistake(f"{where} is missing; export again")
         if path.stat().st_size != file.bytes:
-            raise ValueError(f"{where} has {path.stat().st_size} bytes, the manifest says {file.bytes}; export again")
+            raise Mistake(f"{where} has {path.stat().st_size} bytes, the manifest says {file.bytes}; export again")
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != file.sha256:
-            raise ValueError(f"{where} was changed: its sha256 is {found}, the manifest says {file.sha256}; export again")
+            raise Mistake(f"{where} was changed: its sha256 is {found}, the manifest says {file.sha256}; export again")
         footer = pq.read_metadata(path)
         columns = {field.name: str(field.type) for field in footer.schema.to_arrow_schema()}
         shape, expected = (footer.num_row_groups, footer.num_rows, columns), (1, file.rows, export.manifest.columns)
         if shape != expected:
-            raise ValueError(f"{where}: row groups, rows and columns are {shape}, the manifest says {expected}")
+            raise Mistake(f"{where}: row groups, rows and columns are {shape}, the manifest says {expected}")

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from conf.settings import Mistake
 from training.exports import Export, File
 
 WINDOW_BYTES = 128 * 2**20  # files whose rows are shuffled together; two windows are in memory at once
@@ -96,7 +97,7 @@ def read(export: Export, file: File, columns: Sequence[str] = ()) -> Rows:
         reader.join()
     counts = {name: len(column) for name, column in rows.items()}
     if counts != dict.fromkeys(wanted, file.rows):
-        raise ValueError(f"{file.file}: petastorm gave {counts}, the manifest says {file.rows} rows of {wanted}")
+        raise Mistake(f"{file.file}: petastorm gave {counts}, the manifest says {file.rows} rows of {wanted}")
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from conf.settings import TrainScorer
+from conf.settings import Mistake, TrainScorer
 from training import engine, feed
 from training.exports import Export
 from udfs import score_head
@@ -37,7 +37,7 @@ class Fitted(NamedTuple):
 
 
 def fit(export: Export, bucket: str, settings: TrainScorer, ranks: engine.Ranks, look: Callable[[State], Metrics]) -> Fitted:
-    """Every rank calls it; `look` (weights -> more metrics) runs on rank 0 only. Raises ValueError when the loss is no longer finite."""
+    """Every rank calls it; `look` (weights -> more metrics) runs on rank 0 only. Raises Mistake when the loss is no longer finite."""
     import torch
 
     torch.manual_seed(settings.seed)
@@ -49,7 +49,7 @@ def fit(export: Export, bucket: str, settings: TrainScorer, ranks: engine.Ranks,
     for epoch, plan in enumerate(plans, 1):
         metrics = run_epoch(model, plan, settings.ranking_weight)
         if not np.isfinite(metrics["loss"]):
-            raise ValueError(f"the loss is {metrics['loss']} in epoch {epoch}: lower train_scorer.learning_rate ({settings.learning_rate})")
+            raise Mistake(f"the loss is {metrics['loss']} in epoch {epoch}: lower train_scorer.learning_rate ({settings.learning_rate})")
         if epoch * LOOKS // settings.epochs > (epoch - 1) * LOOKS // settings.epochs:
             weights = engine.weights(model)
             metrics |= look(weights) if ranks.rank == 0 else {}
@@ -96,10 +96,10 @@ def columns(batch: feed.Batch, export: Export) -> tuple[npt.NDArray[Any], ...]:
 
 
 def read_vectors(packed: npt.NDArray[Any], width: int) -> score_head.Vectors:
-    """Little-endian fp16 bytes of each row -> float32 [n, width] of length 1. Raises ValueError on another length of bytes."""
+    """Little-endian fp16 bytes of each row -> float32 [n, width] of length 1. Raises Mistake on another length of bytes."""
     wrong = {len(vector) for vector in packed} - {2 * width}
     if wrong:
-        raise ValueError(f"vectors of {sorted(wrong)} bytes, the manifest's encoder width {width} needs {2 * width}; export again")
+        raise Mistake(f"vectors of {sorted(wrong)} bytes, the manifest's encoder width {width} needs {2 * width}; export again")
     return score_head.normalise(np.frombuffer(b"".join(packed), dtype="<f2").reshape(-1, width))
 
 

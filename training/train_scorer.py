@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from conf.settings import Settings, command_line, digest, stop
+from conf.settings import Mistake, Settings, command_line, digest, stop
 from training import engine, evaluate_scorer, feed, tracker
 from training.baselines import STATISTICS, score_baselines
 from training.draw_evaluation import draw
@@ -42,18 +42,26 @@ def main() -> None:
     settings, arguments = command_line(__doc__, {"export": "folder of a labels export (it holds manifest.json)"})
     tracker.quiet()
     try:
-        export = open_export(Path(arguments.export), "labels", COLUMNS, (TRAIN, HELD_OUT))
-        if not engine.launched() and (finished(settings, export, arguments.plan) or arguments.plan):
-            return
-        verify(export)
-        check_split(export)
-        if settings.train_scorer.ranks > 1 and not engine.launched():
-            raise SystemExit(engine.launch("training.train_scorer", sys.argv[1:], settings.train_scorer.ranks))
-        ranks = engine.start(settings.train_scorer.device)
-        if ranks.world != settings.train_scorer.ranks:
-            raise ValueError(f"train_scorer.ranks: given {settings.train_scorer.ranks}, but the launcher started {ranks.world} ranks")
-    except ValueError as error:
+        run(settings, Path(arguments.export), arguments.plan)
+    except Mistake as error:
         stop(str(error))
+
+
+def run(settings: Settings, folder: Path, plan: bool) -> None:
+    export = open_export(folder, "labels", COLUMNS, (TRAIN, HELD_OUT))
+    if not engine.launched() and (finished(settings, export, plan) or plan):
+        return
+    verify(export)
+    check_split(export)
+    wanted = settings.train_scorer.ranks
+    if wanted > 1 and not engine.launched():
+        status = engine.launch("training.train_scorer", sys.argv[1:], wanted)
+        if status != 0:
+            raise Mistake(f"a rank ended with status {status}; what it said stands above. Nothing was registered; run again")
+        return
+    ranks = engine.start(settings.train_scorer.device)
+    if ranks.world != wanted:
+        raise Mistake(f"train_scorer.ranks: given {wanted}, but the launcher started {ranks.world} ranks")
     train(settings, export, ranks)
 
 
@@ -81,10 +89,10 @@ def training_digest(settings: Settings, export: Export) -> str:
 
 
 def check_split(export: Export) -> None:
-    """Raises ValueError when an image has rows in both buckets: a view of a training image must not measure the head."""
+    """Raises Mistake when an image has rows in both buckets: a view of a training image must not measure the head."""
     train, held_out = (set(feed.read_bucket(export, bucket, ("image_id",))["image_id"]) for bucket in (TRAIN, HELD_OUT))
     if both := train & held_out:
-        raise ValueError(f"export {export.root}: {len(both)} images are in both {TRAIN} and {HELD_OUT}, e.g. {min(both).hex()}")
+        raise Mistake(f"export {export.root}: {len(both)} images are in both {TRAIN} and {HELD_OUT}, e.g. {min(both).hex()}")
 
 
 def train(settings: Settings, export: Export, ranks: engine.Ranks) -> None:

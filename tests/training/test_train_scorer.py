@@ -84,6 +84,23 @@ def test_the_same_export_and_settings_give_bit_equal_weights(trained: Trained, c
     assert fitted.epochs[-1]["loss"] < fitted.epochs[0]["loss"]
 
 
+def test_a_training_cut_before_its_registration_is_done_again_and_nothing_points_to_the_first_run(
+    trained: Trained, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*trained.overrides, "train_scorer.model=cut", "train_scorer.epochs=1"]
+    monkeypatch.setattr("sys.argv", ["train_scorer", *command(trained.export, overrides)])
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(tracker, "register", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_scorer.main()
+    assert client.search_model_versions("name = 'cut'") == []
+    train_scorer.main()
+    (version,) = client.search_model_versions("name = 'cut'")
+    runs = client.search_runs([client.get_run(version.run_id).info.experiment_id], "params.model = 'cut'")
+    assert [run.info.run_id == version.run_id for run in runs] == [True, False]  # newest first
+    train_scorer.main()
+    assert capsys.readouterr().out.endswith("train scorer: nothing to do, version 1 was made from this export (champion)\n")
+
+
 def test_an_image_in_both_buckets_stops_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
