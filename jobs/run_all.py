@@ -8,6 +8,7 @@ how to open MLflow.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from conf.settings import Mistake, Settings
 from jobs import command, embed, embedding, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
 from jobs.lake import Lake
+from udfs.opener import to_path
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
@@ -46,8 +48,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def train(lake: Lake, settings: Settings) -> None:
     """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
+    export = os.fsdecode(to_path(export_labels.folder(lake, settings)))
     given = [argument for argument in sys.argv[1:] if argument != "--plan"]
-    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export_labels.folder(lake, settings), *given])
+    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *given])
     if done.returncode != 0:
         raise Mistake(f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice")
 

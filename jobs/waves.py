@@ -121,7 +121,9 @@ class Stage:
             self._lease.check()
             self.lake.spark.sparkContext.setLocalProperty("spark.scheduler.pool", "landing")
             for table, project in self._tables.items():
-                self.lake.append(table, project(staged, run), run, wave)
+                rows = project(staged, run)
+                if not rows.isEmpty():  # no commit without rows: a table's version changes only when its content does
+                    self.lake.append(table, rows, run, wave)
         self.lake.opener.delete(self._wave_uri(run, wave))
 
     def _area(self, *parts: str) -> str:
