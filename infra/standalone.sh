@@ -65,20 +65,25 @@ start() {
     echo "$url"
 }
 
+is_ours() { # pid: whether it is a Spark daemon; a number from a pid file may have passed to another process
+    tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -q 'org.apache.spark.deploy.\(master.Master\|worker.Worker\)'
+}
+
 stop() {
     local file pid
     for file in "$state"/*.pid; do
         [ -e "$file" ] || continue
         pid=$(cat "$file")
-        # a number may have passed to another process: only a Spark daemon is ended
-        if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q 'org.apache.spark.deploy.\(master.Master\|worker.Worker\)'; then
-            kill "$pid"
-            for _ in $(seq 100); do
-                kill -0 "$pid" 2>/dev/null || break
-                sleep 0.1
-            done
-            kill -9 "$pid" 2>/dev/null || true
-        fi
+        if is_ours "$pid"; then kill "$pid"; fi
+    done
+    for file in "$state"/*.pid; do
+        [ -e "$file" ] || continue
+        pid=$(cat "$file")
+        for _ in $(seq 100); do
+            is_ours "$pid" || break
+            sleep 0.1
+        done
+        if is_ours "$pid"; then kill -9 "$pid"; fi
         rm -f "$file"
     done
 }
