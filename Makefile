@@ -34,7 +34,7 @@ proof: java env jars weights ## the long fault matrices (kill -9 at every moment
 
 mlflow: env ## the MLflow UI on the demo's store, on 127.0.0.1 only (PORT=5000)
 	@test -f demo/mlflow.db || { echo "studbook: found no demo/mlflow.db; it is written by: make demo" >&2; exit 1; }
-	@.venv/bin/mlflow server --backend-store-uri sqlite:///demo/mlflow.db --host 127.0.0.1 --port $(PORT)
+	@.venv/bin/mlflow server --backend-store-uri sqlite:///demo/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 clean: ## remove what runs and tests wrote (.venv, .uv and .cache stay: they cost downloads)
 	@rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache spark-warehouse metastore_db derby.log
