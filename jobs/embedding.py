@@ -22,10 +22,17 @@ def outputs(settings: Settings, seed: int | None = None) -> dict[str, str]:
     """Output name (`pixels`, or an encoder) -> its fingerprint; of degraded views when their seed is given."""
     suffix = "" if seed is None else f"/{kernel.view_fingerprint(seed)}"
     told = {kernel.PIXELS: kernel.pixels_fingerprint() + suffix}
-    for name in settings.embed.encoders:
-        parts = kernel.encoder_parts(load_encoder(name).model_dump())
-        told[name] = f"{name}:{digest(parts, settings.embed.precision, 'torch-eager')}{suffix}"
+    for encoder in map(load_encoder, settings.embed.encoders):
+        if encoder.name in told:
+            raise Mistake(f"embed.encoders: two encoders are named {encoder.name!r}; names must be unique")
+        parts = kernel.encoder_parts(encoder.model_dump())
+        told[encoder.name] = f"{encoder.name}:{digest(parts, settings.embed.precision, 'torch-eager')}{suffix}"
     return told
+
+
+def of_scorer(settings: Settings, seed: int | None = None) -> str:
+    """The fingerprint of the vectors that the scorer reads."""
+    return outputs(settings, seed)[load_encoder(settings.encoder).name]
 
 
 def missing(lake: Lake, wanted: DataFrame, fingerprints: Mapping[str, str], stage: str) -> DataFrame:

@@ -8,10 +8,10 @@ that no view of a held-out image is ever trained on: bucket `train` or `held_out
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, digest
+from conf.settings import Mistake, Settings, digest, load_encoder
 from jobs import command, embedding, label, snapshot
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL, PIXELS
@@ -31,10 +31,13 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     if plan_only:
         print(f"{NAME}: {count} rows, export {export}")
         return
-    encoder = embedding.outputs(settings)[settings.encoder]
+    encoder = embedding.of_scorer(settings)
     width = lake.read("embeddings", versions["embeddings"]).where(F.col("fingerprint") == encoder).select("width").first()
     assert width is not None
-    facts = {"made_from": versions, "encoder": {"name": settings.encoder, "fingerprint": encoder, "width": width["width"]}}
+    facts = {
+        "made_from": versions,
+        "encoder": {"name": load_encoder(settings.encoder).name, "fingerprint": encoder, "width": width["width"]},
+    }
     order = [F.xxhash64(F.lit(settings.export.seed), "image_id"), F.col("image_id"), F.col("view")]
     made = snapshot.make(lake, settings, KIND, export, rows, order, facts)
     done = f"{count} rows in {snapshot.folder(settings, KIND, export)}"
@@ -51,16 +54,18 @@ def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFr
     rule, told = label.rater(settings.label)
     labels = lake.read("labels", versions["labels"]).where((F.col("rater") == rule) & (F.col("fingerprint") == told))
     labels = labels.select("image_id", "view", "kind", "value", "rater")
-    own, views = embedding.outputs(settings), embedding.outputs(settings, settings.label.seed)
-
-    def of_view(output: str) -> object:
-        return F.when(F.col("view") == ORIGINAL, F.lit(own[output])).otherwise(F.lit(views[output])) == F.col("fingerprint")
-
-    vectors = lake.read("embeddings", versions["embeddings"]).where(of_view(settings.encoder)).select("image_id", "view", "vector")
-    pixels = lake.read("pixels", versions["pixels"]).where(of_view(PIXELS)).select("image_id", "view", *STATISTICS)
+    seed = settings.label.seed
+    vector = _of_view(embedding.of_scorer(settings), embedding.of_scorer(settings, seed))
+    pixel = _of_view(embedding.outputs(settings)[PIXELS], embedding.outputs(settings, seed)[PIXELS])
+    vectors = lake.read("embeddings", versions["embeddings"]).where(vector).select("image_id", "view", "vector")
+    pixels = lake.read("pixels", versions["pixels"]).where(pixel).select("image_id", "view", *STATISTICS)
     draw = F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), "image_id"), F.lit(1_000_000)) / 1_000_000
     bucket = F.when(draw < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
     return labels.join(vectors, ["image_id", "view"]).join(pixels, ["image_id", "view"]).select("*", bucket)
+
+
+def _of_view(original: str, degraded: str) -> Column:
+    return F.col("fingerprint") == F.when(F.col("view") == ORIGINAL, F.lit(original)).otherwise(F.lit(degraded))
 
 
 def identity(rows: DataFrame, settings: Settings) -> tuple[str, int]:

@@ -44,9 +44,7 @@ def rater(settings: Label) -> tuple[str, str]:
 
 def chosen(lake: Lake, settings: Settings) -> DataFrame:
     """The images to degrade: those with the lowest seeded hash among the embedded ones. -> (image_id)"""
-    embedded = lake.read("embeddings").where(
-        (F.col("view") == ORIGINAL) & (F.col("fingerprint") == embedding.outputs(settings)[settings.encoder])
-    )
+    embedded = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == embedding.of_scorer(settings)))
     return embedded.select("image_id").orderBy(F.xxhash64(F.lit(settings.label.seed), "image_id"), "image_id").limit(settings.label.images)
 
 

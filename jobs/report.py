@@ -60,7 +60,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     told = {
         "identity": identity,
         "config": {"lake": settings.lake.root, "selection": f"{settings.select.name} ({selection})"},
-        "funnel": funnel.measure(lake, selection, outputs[settings.encoder], score.fingerprint(head)),
+        "funnel": funnel.measure(lake, selection, embedding.of_scorer(settings), score.fingerprint(head)),
         "rejects": _rejects(lake, settings, many),
         "drops": _drops(lake, settings, selection, many),
         "bins": _bins(lake, settings, score.fingerprint(head), many),
@@ -105,7 +105,9 @@ def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str
 def _some(rows: DataFrame, group: str, many: int) -> dict[Any, list[Row]]:
     """At most `many` rows of each group, by a hash of their id, so that the choice is stable and not the first ones."""
     order: Column = F.xxhash64("image_id", "uri", "offset")
-    ranked = rows.groupBy(group).agg(F.slice(F.sort_array(F.collect_list(F.struct(order.alias("order"), F.struct("*").alias("row")))), 1, many).alias("some"))
+    ranked = rows.groupBy(group).agg(
+        F.slice(F.sort_array(F.collect_list(F.struct(order.alias("order"), F.struct("*").alias("row")))), 1, many).alias("some")
+    )
     return {row[group]: [one["row"] for one in row["some"]] for row in ranked.collect()}
 
 
@@ -116,7 +118,9 @@ def _placed(lake: Lake, rows: DataFrame) -> DataFrame:
 
 
 def _rejects(lake: Lake, settings: Settings, many: int) -> list[dict[str, Any]]:
-    rows = lake.read("rejects").withColumn("caption", F.concat_ws(": ", "stage", "detail"))
+    rows = lake.read("rejects").dropDuplicates(["stage", "input_key", "offset", "code"])  # not each output and attempt
+    name = F.element_at(F.split("uri", "/"), -1)
+    rows = rows.withColumn("caption", F.concat_ws(" · ", name, "stage", "detail"))
     counts = {row["code"]: row["count"] for row in rows.groupBy("code").count().collect()}
     some = _some(_sampled(rows, "code", counts, many), "code", many)
     return [

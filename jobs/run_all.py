@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from conf.settings import Mistake, Settings
 from jobs import command, embed, embedding, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
@@ -20,7 +20,8 @@ from jobs.lake import Lake
 from udfs.opener import to_path
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequence[str] | None = None) -> None:
+    """`arguments`: the command line's, handed to the trainer as they are (None: sys.argv)."""
     start = time.monotonic()
     if plan_only:
         for stage in (ingest, embed, label):
@@ -32,7 +33,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
         ("embed", lambda: embed.run(lake, settings)),
         ("label", lambda: label.run(lake, settings)),
         ("export labels", lambda: export_labels.run(lake, settings)),
-        ("train scorer", lambda: train(lake, settings)),
+        ("train scorer", lambda: train(lake, settings, sys.argv[1:] if arguments is None else arguments)),
         ("score", lambda: score.run(lake, settings)),
         ("select", lambda: select_images.run(lake, settings)),
         ("export selection", lambda: export_selection.run(lake, settings)),
@@ -46,19 +47,21 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     tell(lake, settings, time.monotonic() - start)
 
 
-def train(lake: Lake, settings: Settings) -> None:
+def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
     """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
     export = os.fsdecode(to_path(export_labels.folder(lake, settings)))
-    given = [argument for argument in sys.argv[1:] if argument != "--plan"]
+    given = [argument for argument in arguments if argument != "--plan"]
     done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *given])
     if done.returncode != 0:
-        raise Mistake(f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice")
+        raise Mistake(
+            f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice"
+        )
 
 
 def tell(lake: Lake, settings: Settings, seconds: float) -> None:
     scores = score.fingerprint(score.champion(settings))
     selection = select_images.identity(settings, scores, lake.versions(facts.TABLES))
-    counted = funnel.measure(lake, selection, embedding.outputs(settings)[settings.encoder], scores)
+    counted = funnel.measure(lake, selection, embedding.of_scorer(settings), scores)
     print(f"\nThe funnel of selection {settings.select.name} ({selection}):")
     print("\n".join(funnel.lines(counted)))
     print(f"\nreport   {settings.report.path} (open it in a browser)")

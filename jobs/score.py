@@ -39,7 +39,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 def champion(settings: Settings) -> Head:
     """The head that scores now. Raises Mistake when it reads the vectors of another encoder."""
     head = registry.resolve(settings.mlflow, settings.score.model, settings.score.alias)
-    ours = embedding.outputs(settings)[settings.encoder]
+    ours = embedding.of_scorer(settings)
     if head.encoder_fingerprint != ours:
         raise Mistake(
             f"{head.model} version {head.version} was trained on vectors {head.encoder_fingerprint}, this config embeds {ours}; "

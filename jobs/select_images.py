@@ -89,8 +89,7 @@ def _failure(rule: Select.Rule) -> Column:
             passes, bounds = passes & (value >= rule.at_least), [f">= {rule.at_least:g}"]
         if rule.at_most is not None:
             passes, bounds = passes & (value <= rule.at_most), [*bounds, f"<= {rule.at_most:g}"]
-        shown, bound = F.format_string("%.6g", value), " and ".join(bounds)
-        shown = F.when(value.isNotNull(), shown)
+        shown, bound = F.regexp_replace(value.cast("string"), r"\.0$", ""), " and ".join(bounds)
     else:
         version = facts.WORDS[rule.value]
         words = F.array(*[F.lit(word) for word in rule.any_of or rule.none_of or ()])
