@@ -14,7 +14,7 @@ CODES: dict[str, tuple[bool, str]] = {
     "not_an_image": (False, "the first bytes belong to no image format"),
     "format_refused": (False, "an image or document format that limits.formats does not list"),
     "header_broken": (False, "an image format, but its header cannot be parsed"),
-    "too_many_pixels": (False, "width x height is above limits.max_pixels"),
+    "too_many_pixels": (False, "width x height is above limits.max_pixels, or above what a worker has memory to decode"),
     "too_small": (False, "the shorter side is below limits.min_side"),
     "too_many_frames": (False, "more frames than limits.max_frames"),
     "decode_failed": (False, "the header is good, the pixels are not (truncated or corrupt)"),
