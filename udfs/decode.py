@@ -1,7 +1,8 @@
 """Bytes -> pixels: the one decode of the system, for scoring and for training.
 
-The first frame, at full size, turned as EXIF says, on white where it is transparent, in sRGB, 8 bit. Memory: all decodes of a process together stay below header.MAX_DECODE_BYTES by the estimate in the
-header; who uses `decoding` keeps its share until the pixels are dropped, so several threads cannot pile up big images.
+The first frame, at full size, turned as EXIF says, on white where it is transparent, in sRGB, 8 bit. Memory: all
+decodes of a process together stay below header.MAX_DECODE_BYTES by the estimate in the header; who uses `decoding`
+keeps its share until the pixels are dropped, so several threads cannot pile up big images.
 """
 
 from __future__ import annotations
