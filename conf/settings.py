@@ -76,7 +76,7 @@ class Mlflow(Frozen):
 class Limits(Frozen):
     """What a file may cost, checked from the header before any decode."""
 
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's names
+    formats: tuple[Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"], ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
     max_bytes: Positive = 64 * 2**20
     max_pixels: Positive = 50_000_000
     max_frames: Positive = 1_000

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
@@ -87,7 +88,7 @@ class Lease:
 
     def _write(self) -> None:
         told = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-        told |= {"expires": time.time() + self._seconds}
+        told |= {"expires": math.ceil(time.time() + self._seconds)}  # of one length: a beat while it is read cannot cut it
         self._opener.write(self._uri, json.dumps(told).encode())
 
     def _holder(self) -> dict[str, Any] | None:
@@ -113,10 +114,11 @@ def _is_alive(holder: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot: with the pid it names one process (Linux; else None)."""
+    """Start time of a live process in clock ticks since boot: with the pid it names one process (Linux; else None)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as told:
-            return int(told.read().rpartition(b")")[2].split()[19])
+            fields = told.read().rpartition(b")")[2].split()
+            return int(fields[19]) if fields[0] not in (b"Z", b"X") else None  # killed, but not yet reaped by its parent
     except (FileNotFoundError, ProcessLookupError):
         return None
 

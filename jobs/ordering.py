@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.lake import Lake
 
 
-def numbered(lake: Lake, rows: DataFrame, order: list[str | Column], uri: str, cost: str | None = None) -> tuple[DataFrame, int]:
+def numbered(lake: Lake, rows: DataFrame, order: Sequence[str | Column], uri: str, cost: str | None = None) -> tuple[DataFrame, int]:
     """-> (rows with `at`, the sum of `cost` over all rows before this one; the whole sum). cost None: every row costs 1.
 
     Writes the sorted rows at `uri` and numbers what was written, so that a second evaluation cannot number them otherwise;

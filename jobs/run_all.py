@@ -39,10 +39,10 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
         ("export selection", lambda: export_selection.run(lake, settings)),
         ("report", lambda: report.run(lake, settings)),
     ]
-    for number, (name, stage) in enumerate(stages, 1):
+    for number, (name, work) in enumerate(stages, 1):
         began = time.monotonic()
         print(f"== {number}/{len(stages)} {name}", flush=True)
-        stage()
+        work()
         print(f"   {name}: {time.monotonic() - began:.1f} s", flush=True)
     tell(lake, settings, time.monotonic() - start)
 

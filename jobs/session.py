@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from conf.settings import Mistake, Spark
@@ -38,6 +38,8 @@ LOCAL = {
 def start(settings: Spark) -> SparkSession:
     """The running session of a notebook or spark-submit where there is one, else a new one. Raises Mistake without the Delta jars."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else executors take the system's Python
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit: else SparkConf() does not see what it was told
+        SparkContext._ensure_initialized()
     given = SparkConf()
     builder = SparkSession.builder
     master = given.get("spark.master", settings.master)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,9 @@ def folder(settings: Settings, kind: str, export: str) -> str:
     return f"{to_uri(settings.export.root).rstrip('/')}/{kind}-{export}"
 
 
-def make(lake: Lake, settings: Settings, kind: str, export: str, rows: DataFrame, order: list[str | Column], facts: dict[str, Any]) -> bool:
+def make(
+    lake: Lake, settings: Settings, kind: str, export: str, rows: DataFrame, order: Sequence[str | Column], facts: dict[str, Any]
+) -> bool:
     """Rows with a `bucket` -> the export, unless it is there. `facts` go into the manifest. Returns whether anything was done."""
     root = folder(settings, kind, export)
     with waves.stage(lake, f"export-{kind}", settings, TABLES) as stage:
@@ -43,7 +46,7 @@ def make(lake: Lake, settings: Settings, kind: str, export: str, rows: DataFrame
 TABLES: dict[str, Projection] = {"exports": lambda staged, run: staged.withColumn("run", F.lit(run))}
 
 
-def _write(stage: Stage, settings: Settings, root: str, rows: DataFrame, order: list[str | Column], facts: dict[str, Any]) -> None:
+def _write(stage: Stage, settings: Settings, root: str, rows: DataFrame, order: Sequence[str | Column], facts: dict[str, Any]) -> None:
     lake = stage.lake
     lake.opener.delete(root)  # what a killed run left: it has no manifest, so nobody reads it
     columns = {field.name: field.dataType.simpleString() for field in rows.schema if field.name != "bucket"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class Stage:
         self.lake.stage(rows, uri)
         return self.lake.staged(uri)
 
-    def plan(self, pending: DataFrame, order: list[str | Column]) -> Plan:
+    def plan(self, pending: DataFrame, order: Sequence[str | Column]) -> Plan:
         """Pending inputs (with a `cost` in images, else 1 each) -> waves and tasks that are contiguous ranges in `order`."""
         if "cost" not in pending.columns:
             pending = pending.withColumn("cost", F.lit(1))

@@ -105,8 +105,9 @@ def _prepare(
     with decode.decoding(data, limits) as decoded:  # its share of memory is held until the small outputs are made
         image = decoded.image if row["view"] == ORIGINAL else degrade.degrade(decoded.image, row["view"], seed)
         if PIXELS in done["want"]:
-            phash, mirror = perceptual_hash.phash(image)
-            done["pixels"] = {"phash": phash, "phash_mirror": mirror, "colour": decoded.colour} | pixel_statistics.measure(image)
+            luma = pixel_statistics.luma_of(image)  # the reduction is most of the work of both
+            phash, mirror = perceptual_hash.phash(luma)
+            done["pixels"] = {"phash": phash, "phash_mirror": mirror, "colour": decoded.colour} | pixel_statistics.measure(image, luma)
         for name in done["want"]:
             if name != PIXELS:
                 done["tensors"][name] = _tower(encoders[name]["kernel"]).prepare(image, encoders[name])

@@ -136,7 +136,7 @@ def _members(uri: str, max_bytes: int, opener: Opener) -> Iterator[_Member]:
                     position = info.offset
                     if info.isreg() and not info.issparse():
                         yield _member(info, stream, max_bytes)
-                    archive.members = []  # tarfile keeps every header otherwise
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         except (tarfile.TarError, EOFError) as error:
             raise _Broken(str(error) or type(error).__name__, position) from None
         except OSError as error:

@@ -28,7 +28,8 @@ _FOLDERS_ON_DRIVER = 256  # enough to keep a cluster's tasks busy, few enough to
 
 def split_tree(root: str, opener: Opener) -> list[tuple[str, bool]]:
     """Root folder -> (folder, recursive) work items for tasks. Looks only as deep as gives some hundred folders; holds no file names."""
-    frontier, done = [to_uri(root)], []
+    frontier = [to_uri(root)]
+    done: list[tuple[str, bool]] = []
     while frontier and len(frontier) + len(done) < _FOLDERS_ON_DRIVER:
         folder = frontier.pop(0)
         frontier += sorted(entry.uri for entry in opener.entries(folder) if entry.is_folder)

@@ -58,7 +58,9 @@ def test_a_second_tower_added_later_runs_that_tower_only(
     ingest.run(lake, settings)
     embed.run(lake, settings)
     (tmp_path / "finer.yaml").write_text("{name: finer, kernel: colour_grid, width: 192, image_size: 448}")
-    both = make_settings(waves={"rows": 50, "task_rows": 20}, embed={"encoders": ["colour-grid", str(tmp_path / "finer.yaml")], "device": "cpu"})
+    both = make_settings(
+        waves={"rows": 50, "task_rows": 20}, embed={"encoders": ["colour-grid", str(tmp_path / "finer.yaml")], "device": "cpu"}
+    )
     wanted = embed.pending(lake, both)
     assert {tuple(row["want"]) for row in wanted.collect()} == {("finer",)}
     before = lake.version("pixels")
@@ -128,5 +130,9 @@ def test_a_wave_staged_under_other_settings_lands_under_its_own_fingerprint(
 
 def test_degraded_views_have_a_fingerprint_of_their_own(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    assert embedding.outputs(settings)["colour-grid"] != embedding.outputs(settings, 7)["colour-grid"] != embedding.outputs(settings, 8)["colour-grid"]
+    assert (
+        embedding.outputs(settings)["colour-grid"]
+        != embedding.outputs(settings, 7)["colour-grid"]
+        != embedding.outputs(settings, 8)["colour-grid"]
+    )
     assert ORIGINAL not in settings.label.views

@@ -191,7 +191,9 @@ def test_a_manifest_of_any_format_gives_its_metadata(
     assert codes == ["manifest_row_invalid"] * bad + ["missing"]
 
 
-def test_a_later_opt_out_is_a_new_row_of_the_same_image(tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake) -> None:
+def test_a_later_opt_out_is_a_new_row_of_the_same_image(
+    tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake
+) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps({"uri": "images/part-0/00.png"}))
     settings = make_settings(ingest=source("manifest", path))

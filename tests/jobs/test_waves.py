@@ -60,7 +60,11 @@ def test_a_plan_is_cut_into_waves_of_contiguous_ranges_and_lands_every_row_once(
 def test_an_input_that_costs_a_wave_gets_one(lake: Lake, settings: Settings) -> None:
     with waves.stage(lake, "a", settings, TABLE) as stage:
         rows = rows_of(lake, 0, 6).withColumn("cost", F.when(F.col("id") == 2, 7).otherwise(1))
-        assert stage.plan(rows, ["id"]).waves == {0: 3, 1: 1, 2: 2}  # the third starts at 2 and ends at 9: the fourth is in wave 1, the fifth, at 10, in wave 2
+        assert stage.plan(rows, ["id"]).waves == {
+            0: 3,
+            1: 1,
+            2: 2,
+        }  # the third starts at 2 and ends at 9: the fourth is in wave 1, the fifth, at 10, in wave 2
 
 
 def die(stage: Stage, lake: Lake, last_wave_is_complete: bool) -> None:
@@ -147,8 +151,8 @@ def expire(lake: Lake) -> None:
 
 
 def test_a_constraint_refuses_what_must_not_be_in_a_table(lake: Lake) -> None:
-    from pyspark.errors import PySparkException
     from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
 
     short = rows_of(lake, 0, 1).withColumns({"image_id": F.lit(b"short"), "run": F.lit("r")})
     with pytest.raises((PySparkException, Py4JJavaError), match="image_id_is_sha256"):
