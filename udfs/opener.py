@@ -72,7 +72,7 @@ class Opener:
             info = self._filesystem(uri).get_file_info(_remote_path(uri))
             if info.type != pyarrow.fs.FileType.File:
                 raise Reject("missing", uri)
-            return Stat(info.size, (info.mtime_ns or 0) // 1000)
+            return _remote_stat(info)
 
     def read(self, uri: str, offset: int = 0, length: int | None = None, expected: Stat | None = None) -> bytes:
         """Bytes of a range (None: to the end). Raises Reject missing, unreadable, or bytes_changed when the object is not `expected`."""
@@ -110,7 +110,7 @@ class Opener:
             for info in self._filesystem(uri).get_file_info(selector):
                 child = f"s3://{quote(info.path, safe='/')}"
                 folder = info.type == pyarrow.fs.FileType.Directory
-                yield Entry(child, folder, Stat(-1 if folder else info.size, (info.mtime_ns or 0) // 1000))
+                yield Entry(child, folder, Stat(-1, 0) if folder else _remote_stat(info))
 
     def exists(self, uri: str) -> bool:
         try:
@@ -157,16 +157,18 @@ class Opener:
         if not keep:
             return self._fresh(uri)
         with self._lock:
-            if uri not in self._open:
-                self._open[uri] = self._fresh(uri)
-                while len(self._open) > KEPT_OPEN:
-                    self._open.popitem(last=False)  # closed when its last reader lets go of it
+            held = self._open.get(uri)
+        held = held or self._fresh(uri)  # outside the lock: a store takes its time, and other threads read meanwhile
+        with self._lock:
+            held = self._open.setdefault(uri, held)
             self._open.move_to_end(uri)
-            return self._open[uri]
+            while len(self._open) > KEPT_OPEN:
+                self._open.popitem(last=False)  # closed when its last reader lets go of it
+            return held
 
     def _fresh(self, uri: str) -> tuple[Any, Stat]:
         if uri.startswith("file://"):
-            handle = open(to_path(uri), "rb", buffering=0)
+            handle = open(to_path(uri), "rb", buffering=0)  # noqa: SIM115  (closed by `read`, or kept)
             return handle, _stat_of(handle)
         stat = self.stat(uri)
         return self._filesystem(uri).open_input_file(_remote_path(uri)), stat
@@ -198,6 +200,11 @@ def _s3(store: Mapping[str, Any]) -> pyarrow.fs.FileSystem:
 def _stat_of(handle: Any) -> Stat:
     found = os.fstat(handle.fileno())
     return Stat(found.st_size, found.st_mtime_ns // 1000)
+
+
+def _remote_stat(info: pyarrow.fs.FileInfo) -> Stat:
+    """Time in whole seconds: some stores list milliseconds, but an object's own header has only seconds."""
+    return Stat(info.size, (info.mtime_ns or 0) // 1_000_000_000 * 1_000_000)
 
 
 def _remote_path(uri: str) -> str:
