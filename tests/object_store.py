@@ -14,6 +14,8 @@ from moto.server import ThreadedMotoServer
 BUCKET = "studbook-test"
 REGION = "eu-west-1"
 KEY_ENV, SECRET_ENV = "STUDBOOK_TEST_S3_KEY", "STUDBOOK_TEST_S3_SECRET"
+# when the tests are collected: Spark's workers have the environment of a JVM that an earlier test may have started
+os.environ |= {KEY_ENV: "studbook", SECRET_ENV: "not-a-secret"}
 
 
 class ObjectStore(NamedTuple):
@@ -37,9 +39,8 @@ class ObjectStore(NamedTuple):
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """A server with an empty BUCKET; its credentials stand in this process's environment, for the processes it starts too."""
+    """A server with an empty BUCKET; its credentials stand in KEY_ENV and SECRET_ENV, for the processes started from here too."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line a request
-    os.environ |= {KEY_ENV: "studbook", SECRET_ENV: "not-a-secret"}
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
