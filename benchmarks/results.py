@@ -1,0 +1,104 @@
+"""Measurements -> the ratios that are published, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """One measured command."""
+
+    part: str
+    kind: str  # "spark" or "bare"
+    images: int
+    repeat: int
+    wall: float  # seconds until the command ended
+    cpu: float  # seconds, whole process tree
+    rss: dict[str, float]  # kind of process -> peak MB of its largest
+
+
+class Slope(NamedTuple):
+    """Median over the repeats of a straight line through two sizes: ms of one more image, seconds of none."""
+
+    cpu_ms: float
+    cpu_start: float
+    wall_start: float
+
+
+def slope(runs: Iterable[Run]) -> Slope:
+    """Runs of one part and kind at two sizes, both in every repeat -> Slope."""
+    by_repeat: dict[int, list[Run]] = {}
+    for run in runs:
+        by_repeat.setdefault(run.repeat, []).append(run)
+    lines = []
+    for pair in by_repeat.values():
+        small, large = sorted(pair, key=lambda run: run.images)
+        more = large.images - small.images
+        cpu, wall = (large.cpu - small.cpu) / more, (large.wall - small.wall) / more
+        lines.append((cpu * 1000, small.cpu - cpu * small.images, small.wall - wall * small.images))
+    return Slope(*(median(line[column] for line in lines) for column in range(3)))
+
+
+def of(runs: Iterable[Run], part: str, kind: str) -> list[Run]:
+    return [run for run in runs if (run.part, run.kind) == (part, kind)]
+
+
+def ratio(runs: Sequence[Run], part: str) -> float:
+    """Images per CPU-second of one more image, Spark's over the bare loop's: the median of the repeats' own ratios."""
+    repeats = sorted({run.repeat for run in runs if run.part == part})
+    pairs = [[slope(run for run in of(runs, part, kind) if run.repeat == repeat) for kind in ("bare", "spark")] for repeat in repeats]
+    return median(bare.cpu_ms / spark.cpu_ms for bare, spark in pairs)
+
+
+def cost_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """A row for each part and kind."""
+    rows = []
+    for part in dict.fromkeys(run.part for run in runs):
+        for kind in ("bare", "spark"):
+            mine = of(runs, part, kind)
+            line = slope(mine)
+            whole = [_at(mine, size) for size in sorted({run.images for run in mine})]
+            told = ratio(runs, part) if kind == "spark" else 1.0
+            figures = [f"{line.cpu_ms:.1f}", f"{1000 / line.cpu_ms:.2f}", f"{told:.3f}", f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}"]
+            rows.append([part, kind, *figures, "; ".join(whole)])
+    return rows
+
+
+COST_HEAD = [
+    "part",
+    "pipeline",
+    "CPU-ms of one more image",
+    "images per CPU-s, marginal",
+    "ratio to bare",
+    "start-up CPU-s",
+    "start-up wall s",
+    "whole run: images: CPU-ms an image, wall s",
+]
+
+
+def _at(runs: Sequence[Run], images: int) -> str:
+    mine = [run for run in runs if run.images == images]
+    return f"{images}: {median(run.cpu for run in mine) * 1000 / images:.0f} ms, {median(run.wall for run in mine):.1f} s"
+
+
+def memory_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """Peak MB of each kind of process over all repeats of a part's largest size."""
+    rows = []
+    for part in dict.fromkeys(run.part for run in runs):
+        for kind in ("bare", "spark"):
+            largest = max(run.images for run in of(runs, part, kind))
+            mine = [run.rss for run in of(runs, part, kind) if run.images == largest]
+            told = {name: max(rss.get(name, 0.0) for rss in mine) for name in sorted({name for rss in mine for name in rss})}
+            rows.append([part, kind, str(largest), *(f"{told[name]:.0f}" if name in told else "-" for name in MEMORY)])
+    return rows
+
+
+MEMORY = ("driver", "JVM", "worker")
+MEMORY_HEAD = ["part", "pipeline", "images", "driver (Python), MB", "JVM, MB", "largest Python worker, MB"]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
