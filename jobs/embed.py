@@ -26,8 +26,6 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     fingerprints = embedding.outputs(settings)
     with waves.stage(lake, NAME, settings, embedding.tables(lake, settings, NAME)) as stage:
         plan = stage.plan(pending(lake, settings), ["uri", "offset"])
-        if plan.rows == 0:
-            print(f"{NAME}: nothing to do")
         stage.run(plan, lambda inputs: embedding.compute(inputs, settings, fingerprints))
 
 

@@ -35,8 +35,6 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         entries = stage.freeze(listed(lake, settings), "listing")
         plan = stage.plan(pending(lake, settings, entries), ["uri", "offset"])
-        if plan.rows == 0:
-            print(f"{NAME}: nothing to do")
         stage.run(plan, lambda inputs: compute(inputs, settings))
 
 

@@ -32,8 +32,6 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
         return
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         plan = stage.plan(pending(lake, settings), ["uri", "offset", "view"])
-        if plan.rows == 0:
-            print(f"{NAME}: nothing to do")
         stage.run(plan, lambda inputs: compute(inputs, settings))
 
 

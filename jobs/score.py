@@ -27,13 +27,17 @@ NAME = "score"
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     head = champion(settings)
-    vectors = pending(lake, settings, head)
-    count = vectors.count()
-    if plan_only or count == 0:
-        print(progress.estimate(lake, NAME, count))
+    if plan_only:
+        print(progress.estimate(lake, NAME, pending(lake, settings, head).count()))
         return
-    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage, progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
-        stage.run_whole(compute(vectors, head))
+    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
+        vectors = pending(lake, settings, head)  # after the stage has landed what an earlier run had staged
+        count = vectors.count()
+        if count == 0:
+            print(f"{NAME}: nothing to do")
+            return
+        with progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
+            stage.run_whole(compute(vectors, head))
 
 
 def champion(settings: Settings) -> Head:

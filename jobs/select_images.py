@@ -25,12 +25,13 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     scores = score.fingerprint(score.champion(settings))
     versions = lake.versions(facts.TABLES)
     selection = identity(settings, scores, versions)
+    if plan_only:
+        told = "is there, nothing to do" if is_made(lake, selection) else f"is to be made: a join of {', '.join(facts.TABLES)}, no model"
+        print(f"{NAME}: selection {selection} {told}")
+        return
     with waves.stage(lake, NAME, settings, TABLES) as stage:
         if is_made(lake, selection):
             print(f"{NAME}: nothing to do, selection {selection} is there")
-            return
-        if plan_only:
-            print(f"{NAME}: selection {selection} is not made yet; a join of {', '.join(facts.TABLES)}, no model")
             return
         decided = decide(facts.gather(lake, settings, scores, versions), settings.select)
         stage.run_whole(decided.withColumns({"selection": F.lit(selection), "name": F.lit(settings.select.name)}))

@@ -25,7 +25,7 @@ DEFAULTS = {
 }
 LOCAL = {
     # a short session never earns back the optimising compiler: 1.5 times faster to the end of the demo on two cores
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC",
+    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -XX:+UseParallelGC -Dlog4j2.configurationFile={Path(__file__).parent}/log4j2.properties",
     # Delta reads a snapshot in 50 tasks by default: seconds a table on two cores
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.shuffle.partitions": "4",
@@ -38,6 +38,8 @@ LOCAL = {
 def start(settings: Spark) -> SparkSession:
     """The running session of a notebook or spark-submit where there is one, else a new one. Raises Mistake without the Delta jars."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else executors take the system's Python
+    if (settings.master or "").startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit: else SparkConf() does not see what it was told
         SparkContext._ensure_initialized()
     given = SparkConf()

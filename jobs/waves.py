@@ -68,6 +68,9 @@ class Stage:
 
     def run(self, plan: Plan, compute: Callable[[DataFrame], DataFrame]) -> None:
         """Computes and lands every wave; an error of a wave or of its landing ends the run after the landing under way."""
+        if plan.rows == 0:
+            print(f"{self.name}: nothing to do", flush=True)
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="landing") as pool, progress.of(self.lake, self.name, plan.rows) as told:
             under_way: Future[None] | None = None
             for wave, rows in plan.waves.items():

@@ -17,7 +17,7 @@ import pandas as pd
 from udfs import header
 from udfs.ahead import ahead
 from udfs.listing import tags_of, truth_of
-from udfs.opener import Opener
+from udfs.opener import Opener, Stat
 from udfs.reject import Reject
 
 KERNEL_VERSION = 1
@@ -66,7 +66,7 @@ def read_entry(entry: Row, limits: Mapping[str, Any], opener: Opener) -> list[Ro
             return _read_archive(base, limits, opener)
         if entry["length"] > limits["max_bytes"]:
             raise Reject("too_many_bytes", f"{entry['length']} bytes, limit {limits['max_bytes']}")
-        data = opener.read(entry["uri"], entry["offset"], entry["length"])
+        data = opener.read(entry["uri"], entry["offset"], entry["length"], Stat(entry["size"], entry["mtime_us"]))
         return [base | _identify(data, limits)]
     except Reject as reject:
         return [base | _refused(reject)]
@@ -100,6 +100,8 @@ class _Member(NamedTuple):
 
 
 def _read_archive(base: Row, limits: Mapping[str, Any], opener: Opener) -> list[Row]:
+    if (found := opener.stat(base["uri"])) != (listed := Stat(base["size"], base["mtime_us"])):
+        raise Reject("bytes_changed", f"{base['uri']}: {found} now, {listed} when it was listed")
     rows: list[Row] = []
     sample: list[_Member] = []
     end: list[Row] = []
