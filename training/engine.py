@@ -87,7 +87,7 @@ def wrap(module: torch.nn.Module, settings: TrainScorer, steps: int) -> Any:
         "bf16": {"enabled": settings.precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
-    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor), config=config
     )

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,10 +78,21 @@ class Plan:
         return windows
 
 
+def quiet() -> None:
+    """Keep off the screen what petastorm's calls into pyarrow's legacy dataset warn of: 15 deprecations a file.
+
+    By a logging filter: warnings filters are lost now and then when several threads enter `catch_warnings` [seen].
+    """
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_not_petastorm)
+
+
+def _not_petastorm(record: logging.LogRecord) -> bool:
+    return "/petastorm/" not in record.getMessage()
+
+
 def read(export: Export, file: File, columns: Sequence[str] = ()) -> Rows:
     """One verified file -> its columns (all, or those named), by one petastorm reader. Strings become numpy text."""
-    # its calls into pyarrow's legacy dataset give 15 deprecation warnings a file
-    warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
     from petastorm import make_batch_reader
 
     wanted = list(columns or export.manifest.columns)

@@ -41,6 +41,7 @@ START_UP, ROWS_A_SECOND = 20.0, 5_000.0  # imports and registration; fp32, one r
 def main() -> None:
     settings, arguments = command_line(__doc__, {"export": "folder of a labels export (it holds manifest.json)"})
     tracker.quiet()
+    feed.quiet()
     try:
         run(settings, Path(arguments.export), arguments.plan)
     except Mistake as error:
@@ -111,7 +112,7 @@ def train(settings: Settings, export: Export, ranks: engine.Ranks) -> None:
         fitted = fit(export, TRAIN, settings.train_scorer, ranks, look)
         head = pack(fitted.weights)
         scores = score(head, held_out, export)
-        baselines = score_baselines(feed.read_bucket(export, TRAIN, ("value", *STATISTICS)), held_out)
+        baselines = score_baselines(feed.read_bucket(export, TRAIN, ("view", "value", *STATISTICS)), held_out)
         evaluation = evaluate_scorer.evaluate(held_out, scores, baselines, settings.train_scorer.seed)
         tracker.log_metrics(client, run, fitted.epochs)
         with tempfile.TemporaryDirectory() as folder:
