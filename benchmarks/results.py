@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -45,11 +46,11 @@ def of(runs: Iterable[Run], part: str, kind: str) -> list[Run]:
     return [run for run in runs if (run.part, run.kind) == (part, kind)]
 
 
-def ratio(runs: Sequence[Run], part: str) -> float:
-    """Images per CPU-second of one more image, Spark's over the bare loop's: the median of the repeats' own ratios."""
+def ratios(runs: Sequence[Run], part: str) -> list[float]:
+    """Images per CPU-second of one more image, Spark's over the bare loop's: each repeat's own, ascending."""
     repeats = sorted({run.repeat for run in runs if run.part == part})
     pairs = [[slope(run for run in of(runs, part, kind) if run.repeat == repeat) for kind in ("bare", "spark")] for repeat in repeats]
-    return median(bare.cpu_ms / spark.cpu_ms for bare, spark in pairs)
+    return sorted(bare.cpu_ms / spark.cpu_ms for bare, spark in pairs)
 
 
 def cost_rows(runs: Sequence[Run]) -> list[list[str]]:
@@ -60,8 +61,9 @@ def cost_rows(runs: Sequence[Run]) -> list[list[str]]:
             mine = of(runs, part, kind)
             line = slope(mine)
             whole = [_at(mine, size) for size in sorted({run.images for run in mine})]
-            told = ratio(runs, part) if kind == "spark" else 1.0
-            figures = [f"{line.cpu_ms:.1f}", f"{1000 / line.cpu_ms:.2f}", f"{told:.3f}", f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}"]
+            own = ratios(runs, part)
+            told = f"{median(own):.3f} ({own[0]:.3f} to {own[-1]:.3f})" if kind == "spark" else "1"
+            figures = [f"{line.cpu_ms:.1f}", f"{1000 / line.cpu_ms:.2f}", told, f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}"]
             rows.append([part, kind, *figures, "; ".join(whole)])
     return rows
 
@@ -92,6 +94,17 @@ def memory_rows(runs: Sequence[Run]) -> list[list[str]]:
             mine = [run.rss for run in of(runs, part, kind) if run.images == largest]
             told = {name: max(rss.get(name, 0.0) for rss in mine) for name in sorted({name for rss in mine for name in rss})}
             rows.append([part, kind, str(largest), *(f"{told[name]:.0f}" if name in told else "-" for name in MEMORY)])
+    return rows
+
+
+def stage_rows(said: str) -> list[list[str]]:
+    """What jobs.run_all printed -> (stage, seconds, what it said of having nothing to do)."""
+    rows = []
+    for block in re.split(r"^== \d+/\d+ ", said, flags=re.MULTILINE)[1:]:
+        name, _, rest = block.partition("\n")
+        took = re.search(rf"^   {re.escape(name)}: ([\d.]+) s$", rest, re.MULTILINE)
+        idle = [line for line in rest.splitlines() if "nothing to do" in line]
+        rows.append([name, took[1] if took else "?", "; ".join(idle)])
     return rows
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.run [--parts tower,pipeline,scale,phases,empty] [--repeats 3] [--workers 2] [--quick]
 
 Prints Markdown and writes benchmarks/results/DATE.md (and .json, every single measurement). Each measurement is a process of its
-own (benchmarks/measure.py); the two pipelines take turns. About 13 minutes on 2 cores; run it on a quiet machine. Parts:
+own (benchmarks/measure.py); the two pipelines take turns. A ratio is of slopes between two sizes, so that start-up stands apart; its
+spread over the repeats says how far to trust it (larger sizes narrow it). About 14 minutes on 2 quiet cores. Parts:
 
     tower      the real CLIP tower on the sample images     pipeline   no model (colour-grid) on 2 MP JPEGs
     scale      no model on small JPEGs, 300 and 3,000       phases     where the stage's time goes, on the pipeline part's images
@@ -140,7 +141,7 @@ class Bench:
         said = (self.work / "measured.log").read_text()
         if "embed: nothing to do" not in said:
             return "not measured: the demo's lake was not complete (this run embedded images); run again"
-        return told
+        return told | {"stages": results.stage_rows(said)}
 
 
 def arguments() -> argparse.Namespace:
@@ -177,6 +178,8 @@ def measure(bench: Bench, told: argparse.Namespace) -> tuple[str, dict[str, Any]
     runs = [run for part in parts if part.name in told.parts for run in bench.compare(part, repeats)]
     raw: dict[str, Any] = {"machine": machine(), "runs": [run._asdict() for run in runs]}
     texts = [f"# Measured on {time.strftime('%Y-%m-%d')}", machine(), f"Medians of {repeats}; {bench.workers} workers, 1 thread each."]
+    if told.quick:
+        texts.append("A quick run shows that everything runs; its figures mean nothing.")
     if runs:
         texts += ["## The embed stage against a bare loop", results.markdown(results.COST_HEAD, results.cost_rows(runs))]
         texts += ["## Peak memory (RSS)", results.markdown(results.MEMORY_HEAD, results.memory_rows(runs))]
@@ -188,8 +191,12 @@ def measure(bench: Bench, told: argparse.Namespace) -> tuple[str, dict[str, Any]
         texts += [f"## Where the stage's time goes ({part.sizes[1]} images of 2 MP, no model)", results.markdown(head, rows)]
     if "empty" in told.parts:
         raw["empty"] = empty = bench.empty()
-        line = empty if isinstance(empty, str) else f"{empty['wall']:.1f} s wall, {empty['cpu']:.1f} CPU-s"
-        texts += ["## The second, empty run of the main job", line]
+        texts.append("## The second, empty run of the main job")
+        if isinstance(empty, str):
+            texts.append(empty)
+        else:
+            texts.append(f"{empty['wall']:.1f} s wall, {empty['cpu']:.1f} CPU-s, of which by stage:")
+            texts.append(results.markdown(["stage", "wall s", "said"], empty["stages"]))
     return "\n\n".join(texts) + "\n", raw
 
 

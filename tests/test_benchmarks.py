@@ -71,9 +71,14 @@ def test_the_ratio_is_of_the_slopes_and_start_up_stands_apart() -> None:
         for images in (100, 500)
         for repeat in (0, 1)
     ]
-    assert results.ratio(runs, "p") == pytest.approx(0.8)
+    assert results.ratios(runs, "p") == pytest.approx([0.8, 0.8])
     first = [run for run in results.of(runs, "p", "spark") if run.repeat == 0]
     assert results.slope(first)[:2] == pytest.approx((12.5, 20.0))
     table = results.markdown(results.COST_HEAD, results.cost_rows(runs))
     assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "| 500 | 100 | - | - |" in results.markdown(results.MEMORY_HEAD, results.memory_rows(runs))
+
+
+def test_the_stages_of_an_empty_run_are_read_from_what_it_said() -> None:
+    said = "== 1/2 ingest\ningest: nothing to do\n   ingest: 3.1 s\n== 2/2 train scorer\n   train scorer: 0.5 s\nThe funnel\n"
+    assert results.stage_rows(said) == [["ingest", "3.1", "ingest: nothing to do"], ["train scorer", "0.5", ""]]
