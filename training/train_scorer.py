@@ -6,6 +6,8 @@ In: the rows of bucket `train` fit the head, those of `held_out` (other images, 
 new version of `train_scorer.model` in the registry; the first becomes `champion`, later ones `candidate`. The same
 export, settings and code are trained once: a second start finds the version and ends. `train_scorer.ranks` above 1
 starts that many processes on this machine. A bad export is one line and exit status 2.
+
+Cost of the demo, 342 training rows and 40 epochs: 16 CPU-seconds on AMD, 13 of them imports and the first use of the store.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ COLUMNS = {
     **dict.fromkeys(STATISTICS, "float"),
 }
 HEAD = "head"  # folder of the run's artifacts that the registered version points to
-START_UP, ROWS_A_SECOND = 20.0, 5_000.0  # imports and registration; fp32, one rank, 2 cores [measured, width 512]
+START_UP, ROWS_A_SECOND = 15.0, 4_400.0  # imports and registration; fp32, width 512, one AMD core [measured in CPU seconds]
 
 
 def main() -> None:
@@ -50,6 +52,8 @@ def main() -> None:
 
 def run(settings: Settings, folder: Path, plan: bool) -> None:
     export = open_export(folder, "labels", COLUMNS, (TRAIN, HELD_OUT))
+    if lacking := {"name", "fingerprint", "width"} - set(export.manifest.encoder):
+        raise Mistake(f"export {folder}: the manifest's encoder has no {', '.join(sorted(lacking))}; export again")
     if not engine.launched() and (finished(settings, export, plan) or plan):
         return
     verify(export)
@@ -68,11 +72,10 @@ def run(settings: Settings, folder: Path, plan: bool) -> None:
 
 def finished(settings: Settings, export: Export, plan: bool) -> bool:
     """Say what is pending; true when the registry has the version, whose alias is then settled (unless this is a plan)."""
-    name, digest_ = settings.train_scorer.model, training_digest(settings, export)
-    version = None
+    name, version = settings.train_scorer.model, None
     if tracker.exists(settings.mlflow):
         client = tracker.connect(settings.mlflow)
-        version = tracker.find_version(client, name, digest_)
+        version = tracker.find_version(client, name, training_digest(settings, export))
     if version is None:
         rows = export.rows(TRAIN) * settings.train_scorer.epochs
         say(

@@ -137,9 +137,10 @@ def test_a_tampered_file_stops_the_training_with_its_name(
         (lambda manifest: manifest.update(kind="selection"), "given an export of kind 'selection', expected 'labels'"),
         (lambda manifest: manifest.update(files=manifest["files"][:3]), "no rows in bucket 'held_out'"),
         (lambda manifest: manifest.update(rows=7), "the manifest says 7 rows, its files have 132"),
+        (lambda manifest: manifest["encoder"].pop("width"), "the manifest's encoder has no width"),
         (lambda manifest: manifest.pop("files"), "not a manifest: files: Field required"),
     ],
-    ids=["column missing", "column type", "kind", "no held_out", "rows", "no files"],
+    ids=["column missing", "column type", "kind", "no held_out", "rows", "encoder", "no files"],
 )
 def test_a_bad_manifest_is_one_line_and_status_2(
     spoil: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,7 +160,7 @@ def test_a_plan_says_what_is_pending_and_does_nothing(
     overrides = [f"mlflow.tracking_uri=sqlite:///{tmp_path}/store/mlflow.db"]
     monkeypatch.setattr("sys.argv", ["train_scorer", *command(write_export(tmp_path / "export"), overrides, "--plan")])
     train_scorer.main()
-    assert "pending: 60 epochs of 96 rows, 36 rows held out, about 2" in capsys.readouterr().out
+    assert "pending: 60 epochs of 96 rows, 36 rows held out, about 16 s" in capsys.readouterr().out
     assert not (tmp_path / "store").exists()
 
 
