@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Head(NamedTuple):
 
 def resolve(settings: Mlflow, model: str, alias: str) -> Head:
     """Alias -> the version it stands for now. Raises Mistake when there is none or its file is not what was registered."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
     from mlflow.exceptions import MlflowException
 
