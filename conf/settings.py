@@ -140,15 +140,15 @@ class Select(Frozen):
         value: str  # a name from jobs/facts.py
         at_least: float | None = None
         at_most: float | None = None
-        any_of: tuple[str, ...] | None = None
+        within: tuple[str, ...] | None = None  # every word that the image has is in the list, and it has one
         none_of: tuple[str, ...] | None = None
 
         @model_validator(mode="after")
         def _one_condition(self) -> Select.Rule:
-            given = [k for k in ("at_least", "at_most", "any_of", "none_of") if getattr(self, k) is not None]
-            lists = {"any_of", "none_of"} & set(given)
+            given = [k for k in ("at_least", "at_most", "within", "none_of") if getattr(self, k) is not None]
+            lists = {"within", "none_of"} & set(given)
             if not given or (lists and len(given) > 1):
-                raise ValueError(f"rule {self.name!r} needs at_least and/or at_most, or one of any_of, none_of; given {given or 'none'}")
+                raise ValueError(f"rule {self.name!r} needs at_least and/or at_most, or one of within, none_of; given {given or 'none'}")
             if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
                 raise ValueError(f"rule {self.name!r}: the floor at_least={self.at_least} is above the maximum at_most={self.at_most}")
             return self
@@ -169,7 +169,7 @@ class Select(Frozen):
 class Export(Frozen):
     root: str
     rows_per_file: Positive = 8_192
-    held_out: Share = 0.2  # share of *images* whose rows are in the split `held_out`
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2  # share of *images* whose rows are in the split `held_out`
     seed: int = 7
 
 
@@ -317,7 +317,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise Mistake(f"--set {key}: {parent} is not a section")
-    tree[leaf] = yaml.safe_load(text)
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Mistake(f"--set {key}: not YAML: {text!r}") from None
 
 
 def _check(kind: type[Section], tree: dict[str, Any], where: str) -> Section:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from conf.settings import Mistake, Settings, command_line, stop
 from jobs import session
+from jobs.checks import check
 from jobs.lake import Lake
 
 
@@ -13,6 +14,7 @@ def main(doc: str, run: Callable[[Lake, Settings, bool], None]) -> None:
     """`run(lake, settings, plan_only)` under the settings of sys.argv."""
     settings, arguments = command_line(doc)
     try:
+        check(settings)
         lake = Lake(session.start(settings.spark), settings)
         lake.create()
         run(lake, settings, arguments.plan)

@@ -17,6 +17,8 @@ from jobs.lake import Lake
 from jobs.waves import Projection
 from udfs import embed as kernel
 
+ADDRESSES = 8  # of one image that a worker may try: a placeholder picture has thousands
+
 
 def outputs(settings: Settings, seed: int | None = None) -> dict[str, str]:
     """Output name (`pixels`, or an encoder) -> its fingerprint; of degraded views when their seed is given."""
@@ -52,7 +54,11 @@ def with_addresses(lake: Lake, rows: DataFrame) -> DataFrame:
     parts = ["uri", "offset", "length", "size", "mtime_us"]
     address = F.struct(*parts)
     newest_first = F.reverse(F.array_sort(F.collect_set(F.struct("mtime_us", address.alias("address")))))
-    places = lake.read("sources").groupBy("image_id").agg(F.transform(newest_first, lambda place: place["address"]).alias("addresses"))
+    places = (
+        lake.read("sources")
+        .groupBy("image_id")
+        .agg(F.transform(F.slice(newest_first, 1, ADDRESSES), lambda place: place["address"]).alias("addresses"))
+    )
     first = F.col("addresses")[0]
     return rows.join(places, "image_id").withColumns({"uri": first["uri"], "offset": first["offset"]})
 
@@ -94,19 +100,21 @@ def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:
     """What of the staged rows lands where. Fingerprints come from the rows: they may be an earlier run's, under other settings."""
 
     def rejects_of(staged: DataFrame, run: str) -> DataFrame:
-        refused = staged.where(F.col("reject").isNotNull()).select(
-            "image_id", "view", "fingerprints", F.explode("want").alias("output"), "reject.*"
+        refused = (
+            staged.where(F.col("reject").isNotNull())
+            .select("image_id", "view", "fingerprints", F.explode("reject.outputs").alias("output"), "reject.*")
+            .drop("outputs")
         )
         refused = refused.withColumns({"input_key": input_key(), "fingerprint": F.col("fingerprints")[F.col("output")]})
         return rejects.rows(lake, refused, stage, run, settings.waves.attempts)
 
     def pixels_of(staged: DataFrame, run: str) -> DataFrame:
-        mine = staged.where(F.col("reject").isNull() & F.col("pixels").isNotNull())
+        mine = staged.where(F.col("pixels").isNotNull())
         told = F.col("fingerprints")[kernel.PIXELS].alias("fingerprint")
         return mine.select("image_id", "view", told, "pixels.*").withColumn("run", F.lit(run))
 
     def embeddings_of(staged: DataFrame, run: str) -> DataFrame:
-        mine = staged.where(F.col("reject").isNull()).select("image_id", "view", "fingerprints", F.explode("embeddings").alias("one"))
+        mine = staged.select("image_id", "view", "fingerprints", F.explode("embeddings").alias("one"))
         mine = mine.select("image_id", "view", "fingerprints", "one.*")
         told = {"fingerprint": F.col("fingerprints")[F.col("encoder")], "run": F.lit(run)}
         return mine.withColumns(told | {"width": (F.octet_length("vector") / 2).cast("int")})

@@ -54,6 +54,7 @@ def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFr
     rule, told = label.rater(settings.label)
     labels = lake.read("labels", versions["labels"]).where((F.col("rater") == rule) & (F.col("fingerprint") == told))
     labels = labels.select("image_id", "view", "kind", "value", "rater")
+    labels = labels.join(label.chosen(lake, settings), "image_id", "left_semi")  # not those that a grown lake no longer chooses
     seed = settings.label.seed
     vector = _of_view(embedding.of_scorer(settings), embedding.of_scorer(settings, seed))
     pixel = _of_view(embedding.outputs(settings)[PIXELS], embedding.outputs(settings, seed)[PIXELS])

@@ -21,7 +21,7 @@ KIND = "selection"
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     versions = lake.versions(facts.TABLES)
     scores = score.fingerprint(score.champion(settings))
-    selection = select_images.identity(settings, scores, versions)
+    selection = select_images.identity(lake, settings, scores, versions)
     if not select_images.is_made(lake, selection):
         raise Mistake(f"export selection: selection {selection} of this config and these tables is not made; run the stage select first")
     rows = selected(lake, selection, versions)

@@ -25,7 +25,12 @@ class Funnel(NamedTuple):
 def measure(lake: Lake, selection: str, embedding: str, scores: str) -> Funnel:
     """`embedding` and `scores`: the fingerprints that count. Inputs are occurrences: members of archives, rows of manifests, files."""
     rejects = lake.read("rejects")
-    latest = rejects.groupBy("stage", "input_key", "offset", "code").agg(F.max("permanent").alias("permanent"))
+    # a transient reject counts until its input was taken after all
+    taken = lake.read("sources").select(F.concat_ws("|", "source", "entry").alias("input_key"))
+    made = lake.read("embeddings").select(F.concat_ws("/", F.lower(F.hex("image_id")), "view").alias("input_key"))
+    waiting = rejects.where(~F.col("permanent")).join(taken.unionByName(made).distinct(), "input_key", "left_anti")
+    settled = rejects.where("permanent").unionByName(waiting)
+    latest = settled.groupBy("stage", "input_key", "offset", "code").agg(F.max("permanent").alias("permanent"))
     rejected = latest.groupBy("stage", "code", "permanent").count().orderBy("stage", "code").collect()
     at_ingest = sum(row["count"] for row in rejected if row["stage"] == "ingest")
     decisions = lake.read("decisions").where(F.col("selection") == selection)

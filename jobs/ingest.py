@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from conf.settings import Mistake, Settings, Source
 from jobs import command, progress, rejects, waves
 from jobs.lake import Lake, hadoop
+from jobs.tables import TABLES
 from jobs.waves import Projection
 from udfs import ingest as kernel
 from udfs import listing
@@ -25,6 +26,7 @@ from udfs.opener import to_uri
 from udfs.reject import Reject
 
 NAME = "ingest"
+KEY = list(TABLES["sources"].key)
 COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
 
 
@@ -50,9 +52,17 @@ def listed(lake: Lake, settings: Settings) -> DataFrame:
 def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
     """Entries that no table holds in this state."""
     keyed = entries.withColumns({"input_key": _input_key(), "fingerprint": _fingerprint(settings)})
-    new = keyed.join(lake.read("sources").select("source", "entry", "seen"), ["source", "entry", "seen"], "left_anti")
-    new = new.join(rejects.settled(lake, NAME), ["input_key", "fingerprint"], "left_anti").drop("input_key", "fingerprint")
-    return new.withColumn("cost", F.when(F.col("kind") == "tar", F.ceil(F.col("size") / COST_BYTES)).otherwise(F.lit(1)).cast("bigint"))
+    settled = rejects.settled(lake, NAME)
+    keys = ["input_key", "fingerprint"]
+    refused = lake.read("rejects").where(F.col("stage") == NAME).select("input_key").distinct()
+    # an archive with refused members is done only when they were refused under these limits
+    unsettled = (
+        keyed.where(F.col("kind") == "tar").join(refused, "input_key").join(settled, keys, "left_anti").select("source", "entry", "seen")
+    )
+    done = lake.read("sources").select("source", "entry", "seen").distinct().join(unsettled, ["source", "entry", "seen"], "left_anti")
+    new = keyed.join(done, ["source", "entry", "seen"], "left_anti").join(settled, keys, "left_anti").drop(*keys)
+    images = F.greatest(F.lit(1), F.ceil(F.col("size") / COST_BYTES))
+    return new.withColumn("cost", F.when(F.col("kind") == "tar", images).otherwise(F.lit(1)).cast("bigint"))
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
@@ -75,7 +85,9 @@ def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def sources_of(staged: DataFrame, run: str) -> DataFrame:
         absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
         absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
-        return staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint").withColumns(absent)
+        found = staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint")
+        known = lake.read("sources", lake.version("sources")).select(*KEY)  # members of an archive that is read again
+        return found.dropDuplicates(KEY).join(known, KEY, "left_anti").withColumns(absent)
 
     return {"rejects": rejects_of, "images": images_of, "sources": sources_of}
 
@@ -101,7 +113,11 @@ def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
 def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
     """A manifest of any format -> one `line` of JSON a row."""
     uri = to_uri(source.uri)
-    if not lake.opener.exists(uri):
+    try:
+        there = lake.opener.exists(uri)
+    except Reject as reject:
+        raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected a manifest file") from None
+    if not there:
         raise Mistake(f"ingest.sources.{source.name}: no manifest at {source.uri}; expected a .jsonl, .csv or .parquet file")
     suffix = uri.rpartition(".")[2]
     if suffix in ("jsonl", "json", "ndjson"):
@@ -113,7 +129,7 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
         if suffix == "csv"
         else lake.spark.read.parquet(hadoop(uri))
     )
-    return rows.select(F.to_json(F.struct("*")).alias("line"))
+    return rows.select(F.to_json(F.struct("*")).alias("line")).repartition(64)  # a CSV with quoted line breaks is one task
 
 
 def _input_key() -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Label, Mistake, Settings, digest
+from conf.settings import Label, Settings, digest
 from jobs import command, embedding, progress, rejects, waves
 from jobs.lake import Lake
 from jobs.waves import Projection
@@ -24,9 +24,6 @@ KIND = "degradation"
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    unknown = set(settings.label.views) - set(degrade.VIEWS)
-    if unknown:
-        raise Mistake(f"label.views: given {sorted(unknown)}, allowed {sorted(degrade.VIEWS)}")
     if plan_only:
         print(progress.estimate(lake, NAME, pending(lake, settings).count()))
         return
@@ -55,7 +52,7 @@ def pending(lake: Lake, settings: Settings) -> DataFrame:
     pairs = pairs.join(labelled, ["image_id", "view"], "left_anti")
     fingerprints = embedding.outputs(settings, settings.label.seed)
     lacking = embedding.missing(lake, pairs.where(F.col("view") != ORIGINAL), fingerprints, NAME)
-    settled = rejects.settled(lake, NAME).select("input_key").distinct()
+    settled = rejects.settled(lake, NAME).where(F.col("fingerprint").isin(*fingerprints.values())).select("input_key").distinct()
     pairs = pairs.withColumn("input_key", embedding.input_key()).join(settled, "input_key", "left_anti").drop("input_key")
     whole = pairs.join(lacking, ["image_id", "view"], "left")
     return embedding.with_addresses(lake, whole.withColumn("want", F.coalesce("want", F.array().cast("array<string>"))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -107,4 +108,5 @@ class Lake:
 
 
 def hadoop(uri: str) -> str:
-    return uri.replace("s3://", "s3a://", 1)
+    """Our URI -> the path as Hadoop writes it: not percent-encoded."""
+    return unquote(uri).replace("s3://", "s3a://", 1)

@@ -71,10 +71,15 @@ class Lease:
     def check(self) -> None:
         """Before a landing: raises LeaseLost when the stage is no longer ours."""
         holder = self._holder()
-        if self._lost is None and (holder is None or holder["run"] != self._run):
-            self._lost = f"by run {holder['run']} on {holder['host']}" if holder else "(the lease file is gone)"
+        if self._lost is None:
+            if holder is None:
+                self._lost = "the lease file is gone"
+            elif holder["run"] != self._run:
+                self._lost = f"taken over by run {holder['run']} on {holder['host']}"
+            elif holder["expires"] < time.time():  # this process slept past it: an heir may be reading the same file
+                self._lost = "the lease expired before it was renewed"
         if self._lost is not None:
-            raise LeaseLost(f"stage {self._stage}: taken over {self._lost}; this run ({self._run}) stops, nothing of it is lost")
+            raise LeaseLost(f"stage {self._stage}: {self._lost}; this run ({self._run}) stops; run again, complete waves are kept")
 
     def _beat(self) -> None:
         while not self._stop.wait(self._seconds / 3):

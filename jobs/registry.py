@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from conf.settings import Mistake, Mlflow
 
+# what training.tracker writes on a version and the jobs read
+TAGS = ("sha256", "encoder_fingerprint", "evaluation", "beats_baselines", "export", "manifest_sha256", "made_from")
+
 
 class Head(NamedTuple):
     """One registered version of a head: `weights` are the safetensors bytes, checked against the registered sha256."""
@@ -40,6 +43,9 @@ def resolve(settings: Mlflow, model: str, alias: str) -> Head:
             f"no version of model {model!r} has the alias {alias!r} in {settings.tracking_uri}; "
             f"train one (python -m training.train_scorer) or set the alias in MLflow"
         ) from None
+    wanting = [tag for tag in TAGS if tag not in version.tags]
+    if wanting:
+        raise Mistake(f"model {model!r} version {version.version} lacks the tags {wanting}; register heads by training.train_scorer")
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/head.safetensors"))
     weights = path.read_bytes()
     found = hashlib.sha256(weights).hexdigest()

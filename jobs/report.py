@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from conf.settings import Settings, digest
+from conf.settings import Mistake, Settings, digest
 from jobs import command, embedding, facts, funnel, score, select_images
 from jobs.lake import Lake
 from jobs.tables import TABLES
@@ -46,8 +46,10 @@ PACKAGES = ("pyspark", "delta-spark", "torch", "open_clip_torch", "pillow", "num
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     head = score.champion(settings)
     versions = lake.versions(TABLES)
-    selection = select_images.identity(settings, score.fingerprint(head), {name: versions[name] for name in facts.TABLES})
+    selection = select_images.identity(lake, settings, score.fingerprint(head), {name: versions[name] for name in facts.TABLES})
     identity = digest(REPORT_VERSION, versions, selection, head.version, head.tags, settings.report, settings.label)
+    if not select_images.is_made(lake, selection):
+        raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")
     uri = to_uri(settings.report.path)
     if lake.opener.exists(uri) and f'content="{identity}"'.encode() in lake.opener.read(uri)[:600]:
         print(f"{NAME}: nothing to do, {settings.report.path} is up to date")

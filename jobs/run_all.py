@@ -60,7 +60,7 @@ def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
 
 def tell(lake: Lake, settings: Settings, seconds: float) -> None:
     scores = score.fingerprint(score.champion(settings))
-    selection = select_images.identity(settings, scores, lake.versions(facts.TABLES))
+    selection = select_images.identity(lake, settings, scores, lake.versions(facts.TABLES))
     counted = funnel.measure(lake, selection, embedding.of_scorer(settings), scores)
     print(f"\nThe funnel of selection {settings.select.name} ({selection}):")
     print("\n".join(funnel.lines(counted)))

@@ -9,6 +9,8 @@ that value, named. Cost: a join of narrow tables, no model.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -16,15 +18,19 @@ from conf.settings import Mistake, Select, Settings, digest
 from jobs import command, embedding, facts, score, waves
 from jobs.lake import Lake
 from jobs.waves import Projection
+from udfs.embed import PIXELS
 
 NAME = "select"
+FAILED = "array<struct<rule:string,value:string,bound:string,version:string>>"
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    check(settings.select)
-    scores = score.fingerprint(score.champion(settings))
+    head = score.champion(settings)
+    if not score.pending(lake, settings, head).isEmpty():
+        raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
+    scores = score.fingerprint(head)
     versions = lake.versions(facts.TABLES)
-    selection = identity(settings, scores, versions)
+    selection = identity(lake, settings, scores, versions)
     if plan_only:
         told = "is there, nothing to do" if is_made(lake, selection) else f"is to be made: a join of {', '.join(facts.TABLES)}, no model"
         print(f"{NAME}: selection {selection} {told}")
@@ -39,39 +45,48 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     print(f"{NAME}: selection {selection} keeps {kept} of {lake.read('images', versions['images']).count()} images")
 
 
-def identity(settings: Settings, scores: str, versions: dict[str, int]) -> str:
-    return digest(settings.select, scores, embedding.outputs(settings), versions)
+def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
+    """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
+    return _identity(lake, settings, scores, tuple(sorted(versions.items())))
+
+
+@lru_cache(maxsize=4)
+def _identity(lake: Lake, settings: Settings, scores: str, versions: tuple[tuple[str, int], ...]) -> str:
+    known = facts.gather(lake, settings, scores, dict(versions))
+    content = F.sum(F.xxhash64("image_id", *facts.NUMBERS, *facts.WORDS).cast("decimal(38,0)")).alias("content")
+    summed = known.agg(F.count("*").alias("images"), content).first()
+    assert summed is not None
+    return digest(settings.select, scores, embedding.outputs(settings)[PIXELS], summed["images"], str(summed["content"]))
 
 
 def is_made(lake: Lake, selection: str) -> bool:
     return not lake.read("decisions").where(F.col("selection") == selection).isEmpty()
 
 
-def check(settings: Select) -> None:
-    """Raises Mistake when a rule asks for a value that there is not, or asks it the wrong question."""
-    for rule in settings.rules:
-        if rule.value not in facts.NUMBERS and rule.value not in facts.WORDS:
-            known = sorted(facts.NUMBERS | facts.WORDS)
-            raise Mistake(f"select.rules.{rule.name}: value: given {rule.value!r}, allowed {known}")
-        numeric = rule.at_least is not None or rule.at_most is not None
-        if numeric != (rule.value in facts.NUMBERS):
-            fitting = "at_least and at_most" if rule.value in facts.NUMBERS else "any_of or none_of"
-            raise Mistake(f"select.rules.{rule.name}: {rule.value} takes {fitting}")
-
-
 def decide(known: DataFrame, settings: Select) -> DataFrame:
     """facts.gather rows -> (image_id, kept, failed, score), deterministic in the seed."""
-    failures = F.filter(F.array(*[_failure(rule) for rule in settings.rules]), lambda failed: failed.isNotNull())
+    failures = F.filter(F.array(*[_failure(rule) for rule in settings.rules]).cast(FAILED), lambda failed: failed.isNotNull())
     rows = known.select("image_id", failures.alias("failed"), F.col("score").cast("int").alias("score"))
     if settings.limit is not None:
         draw = F.xxhash64(F.lit(settings.seed), "image_id")
-        passing = rows.where(F.size("failed") == 0).select(draw.alias("draw"))
-        last = passing.orderBy("draw").offset(settings.limit - 1).limit(1).first()
+        last = _threshold(rows.where(F.size("failed") == 0).select(draw.alias("draw")), settings.limit)
         if last is not None:
-            over = _failed("limit", F.hex(draw), f"<= {settings.limit} images (draw {last['draw']})", F.lit(f"seed {settings.seed}"))
-            beyond = (F.size("failed") == 0) & (draw > F.lit(last["draw"]))
+            over = _failed("limit", F.hex(draw), f"<= {settings.limit} images (draw {last})", F.lit(f"seed {settings.seed}"))
+            beyond = (F.size("failed") == 0) & (draw > F.lit(last))
             rows = rows.withColumn("failed", F.when(beyond, F.array(over)).otherwise(F.col("failed")))
     return rows.withColumn("kept", F.size("failed") == 0)
+
+
+def _threshold(draws: DataFrame, limit: int) -> int | None:
+    """The limit-th smallest draw, or None when there are not so many. At most 65,536 counts and one of their groups reach the driver."""
+    group = F.shiftright("draw", 48)
+    left = limit
+    for row in draws.groupBy(group.alias("group")).count().orderBy("group").collect():
+        if left <= row["count"]:
+            inside = draws.where(group == row["group"]).orderBy("draw").limit(left).collect()
+            return int(inside[-1]["draw"])
+        left -= row["count"]
+    return None
 
 
 TABLES: dict[str, Projection] = {
@@ -93,9 +108,9 @@ def _failure(rule: Select.Rule) -> Column:
         shown, bound = F.regexp_replace(value.cast("string"), r"\.0$", ""), " and ".join(bounds)
     else:
         version = facts.WORDS[rule.value]
-        words = F.array(*[F.lit(word) for word in rule.any_of or rule.none_of or ()])
-        if rule.any_of is not None:
-            passes, bound = (F.size(value) > 0) & (F.size(F.array_except(value, words)) == 0), f"any of {', '.join(rule.any_of)}"
+        words = F.array(*[F.lit(word) for word in rule.within or rule.none_of or ()])
+        if rule.within is not None:
+            passes, bound = (F.size(value) > 0) & (F.size(F.array_except(value, words)) == 0), f"only {', '.join(rule.within)}"
         else:
             passes, bound = F.coalesce(~F.arrays_overlap(value, words), F.lit(True)), f"none of {', '.join(rule.none_of or ())}"
         shown = F.when(F.size(value) > 0, F.concat_ws(", ", value))

@@ -23,9 +23,10 @@ DEFAULTS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.showConsoleProgress": "false",
 }
+LOG4J = (Path(__file__).parent / "log4j2.properties").as_uri()
 LOCAL = {
     # a short session never earns back the optimising compiler: 1.5 times faster to the end of the demo on two cores
-    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -XX:+UseParallelGC -Dlog4j2.configurationFile={Path(__file__).parent}/log4j2.properties",
+    "spark.driver.extraJavaOptions": f'-XX:TieredStopAtLevel=1 -XX:+UseParallelGC "-Dlog4j2.configurationFile={LOG4J}"',
     # Delta reads a snapshot in 50 tasks by default: seconds a table on two cores
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.shuffle.partitions": "4",

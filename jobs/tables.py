@@ -42,14 +42,14 @@ TABLES: dict[str, Table] = {
             f"source STRING NOT NULL, key STRING NOT NULL, {IMAGE_ID}, entry STRING NOT NULL, seen STRING NOT NULL, {ADDRESS}, "
             "size BIGINT NOT NULL, mtime_us BIGINT NOT NULL, tags ARRAY<STRING> NOT NULL, alt_text STRING, licence STRING, "
             f"opt_out BOOLEAN NOT NULL, derived_from BINARY, {RUN}",
-            ("source", "key", "entry", "seen"),
+            ("source", "key", "entry", "seen", "offset"),
             (_ID_CHECK, ("has_address", "uri IS NOT NULL AND ((offset >= 0 AND length > 0) OR (row_group >= 0 AND row >= 0))")),
         ),
         Table(
             "rejects",
             f"stage STRING NOT NULL, input_key STRING NOT NULL, fingerprint STRING NOT NULL, image_id BINARY, {ADDRESS}, "
             f"code STRING NOT NULL, detail STRING NOT NULL, permanent BOOLEAN NOT NULL, attempts INT NOT NULL, {RUN}",
-            ("stage", "input_key", "fingerprint", "attempts"),
+            ("stage", "input_key", "fingerprint", "attempts", "offset"),  # offset: members of one archive
             (("attempts_from_one", "attempts >= 1"),),
         ),
         Table(

@@ -99,6 +99,7 @@ class Stage:
             for wave in waves:
                 self._land(run, wave)
             with landing(self.lake):
+                self._lease.check()
                 for table in self._tables:
                     self.lake.fence(table, run)
             self.lake.opener.delete(self.lake.area("_staging", self.name, run))
@@ -112,7 +113,7 @@ class Stage:
         self.lake.opener.write(f"{uri}/complete.json", json.dumps({"run": self.run_id, "wave": wave}).encode())
 
     def _inputs(self, plan: Plan, wave: int) -> DataFrame:
-        """The wave's inputs, a partition a task, each a contiguous range in the order of the plan."""
+        """The wave's inputs, about a partition a task, each of contiguous ranges in the order of the plan."""
         tasks = -(-self._waves.rows // self._waves.task_rows)
         mine = self.lake.staged(f"{plan.uri}/wave={wave}")
         return mine.repartitionByRange(tasks, "task").sortWithinPartitions("at").drop("at", "task")

@@ -12,8 +12,10 @@ from pyspark.sql import functions as F
 
 from conf.settings import load
 from jobs import session
+from jobs.embedding import outputs
 from jobs.lake import Lake
 from jobs.tables import TABLES
+from udfs.embed import PIXELS
 
 config = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].endswith(".yaml") else "conf/demo.yaml"
 settings = load(config)
@@ -52,8 +54,9 @@ lake.read("rejects").groupBy("stage", "code", "permanent").count().orderBy("stag
 
 # COMMAND ----------
 # %%
-statistics = lake.read("pixels").where("view = 'original'")
-scored = lake.read("scores").join(statistics.drop("fingerprint", "run"), "image_id")
+newest = lake.read("scores").agg(F.max_by("fingerprint", F.col("model_version").cast("int"))).collect()[0][0]
+statistics = lake.read("pixels").where((F.col("view") == "original") & (F.col("fingerprint") == outputs(settings)[PIXELS]))
+scored = lake.read("scores").where(F.col("fingerprint") == newest).join(statistics.drop("fingerprint", "run"), "image_id")
 means = [F.round(F.avg(name), 2).alias(name) for name in ("contrast", "saturation", "sharpness", "entropy")]
 scored.groupBy("tag").agg(F.count("*").alias("images"), *means).orderBy("tag").show()
 
@@ -64,7 +67,8 @@ scored.groupBy("tag").agg(F.count("*").alias("images"), *means).orderBy("tag").s
 
 # COMMAND ----------
 # %%
-failed = lake.read("decisions").where("NOT kept")
+latest = lake.read("decisions").agg(F.max_by("selection", "run")).collect()[0][0]
+failed = lake.read("decisions").where((F.col("selection") == latest) & ~F.col("kept"))
 only = failed.where(F.size("failed") == 1).select(F.col("failed")[0]["rule"].alias("rule")).groupBy("rule").count()
 only.withColumnRenamed("count", "would come back").orderBy("rule").show()
 

@@ -30,7 +30,7 @@ SCHEMA = (
     "pixels STRUCT<phash: BINARY, phash_mirror: BINARY, mean: FLOAT, contrast: FLOAT, saturation: FLOAT, sharpness: FLOAT, "
     "entropy: FLOAT, colour: STRING>, "
     "embeddings ARRAY<STRUCT<encoder: STRING, vector: BINARY>>, "
-    "reject STRUCT<code: STRING, detail: STRING, transient: BOOLEAN, uri: STRING, offset: BIGINT, length: BIGINT>"
+    "reject STRUCT<code: STRING, detail: STRING, transient: BOOLEAN, outputs: ARRAY<STRING>, uri: STRING, offset: BIGINT, length: BIGINT>"
 )
 _COLUMNS = ["image_id", "view", "want", "worker", "pixels", "embeddings", "reject"]
 
@@ -72,7 +72,8 @@ def embed(
     """Frames with image_id, view, want, addresses -> SCHEMA frames of `batch_size` rows, in order; every row comes out once.
 
     device: "cpu" or "cuda:N"; precision: "fp32" or "bf16"; window: decoded images that may wait for the model; seed: of the
-    degradations; place: where this runs, noted in `worker`. A row that fails has `reject` and nothing else.
+    degradations; place: where this runs, noted in `worker`. `reject` names the outputs that could not be made;
+    the row has the others.
     """
     by_name = {encoder["name"]: encoder for encoder in encoders}
     opener = Opener(stores)
@@ -87,7 +88,8 @@ def embed(
         except Reject as reject:
             address = row["addresses"][-1]
             where = {key: address[key] for key in ("uri", "offset", "length")}
-            done["reject"] = {"code": reject.code, "detail": reject.detail, "transient": reject.transient} | where
+            done |= {"pixels": None, "tensors": {}}
+            done["reject"] = {"code": reject.code, "detail": reject.detail, "transient": reject.transient, "outputs": done["want"]} | where
         return done
 
     rows = (row for frame in frames for row in frame.to_dict("records"))
@@ -129,7 +131,7 @@ def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener) -> bytes:
 
 
 def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: str, precision: str, threads: int | None) -> None:
-    """Adds one encoder's vectors to the rows of a batch that want it. A vector that is not finite is a reject."""
+    """Adds one encoder's vectors to the rows of a batch that want it. A vector that is not finite is a reject of that output."""
     mine = [row for row in batch if name in row["tensors"]]
     if not mine:
         return
@@ -142,8 +144,9 @@ def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: st
         if np.isfinite(vector).all():
             row["embeddings"].append({"encoder": name, "vector": vector.astype("<f2").tobytes()})
         else:
-            reject = Reject("not_finite", f"encoder {name}")
-            row["reject"] = {"code": reject.code, "detail": reject.detail, "transient": False, "uri": None, "offset": None, "length": None}
+            failed = [*(row["reject"] or {"outputs": []})["outputs"], name]
+            told = {"code": "not_finite", "detail": f"encoder {', '.join(failed)}", "transient": False, "outputs": failed}
+            row["reject"] = told | {"uri": None, "offset": None, "length": None}
 
 
 @lru_cache(maxsize=8)

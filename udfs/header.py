@@ -32,7 +32,6 @@ from udfs.reject import Reject
 from udfs.tiff_tags import MAGICS as TIFF_MAGICS
 
 KERNEL_VERSION = 1
-FINGERPRINT = f"header:{KERNEL_VERSION}"
 # What a decode may need at its peak, the file's bytes included, by the estimate of Layout.bytes_per_pixel: 50 MP of an
 # ordinary JPEG or PNG, 25 MP of WebP. udfs/decode.py lets all decodes of a process together have so much, so a worker
 # grows by less than 500 MB whatever limits.max_pixels says.

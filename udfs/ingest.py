@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import pandas as pd
 
 from udfs import header
 from udfs.ahead import ahead
-from udfs.listing import tags_of, truth_of
+from udfs.listing import tags_of, text_of, truth_of
 from udfs.opener import Opener, Stat
 from udfs.reject import Reject
 
@@ -98,26 +99,69 @@ class _Member(NamedTuple):
         folder, slash, name = self.name.rpartition("/")
         return folder + slash + name.partition(".")[0]
 
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix: what pairs a picture with its own side files among several of one key."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def suffix(self) -> str:
+        return self.name.rpartition(".")[2].lower()
+
 
 def _read_archive(base: Row, limits: Mapping[str, Any], opener: Opener) -> list[Row]:
+    if base["uri"].lower().endswith("gz"):
+        raise Reject("format_refused", "a compressed archive gives its members no address; unpack it to a plain .tar")
     if (found := opener.stat(base["uri"])) != (listed := Stat(base["size"], base["mtime_us"])):
         raise Reject("bytes_changed", f"{base['uri']}: {found} now, {listed} when it was listed")
     rows: list[Row] = []
-    sample: list[_Member] = []
+    sample = _Sample()
     end: list[Row] = []
     try:
         for member in _members(base["uri"], limits["max_bytes"], opener):
-            if sample and sample[0].key != member.key:
-                rows += _sample(base, sample, limits)
-                sample = []
-            sample.append(member)
+            if sample.key not in (None, member.key):
+                rows += sample.rows()
+                sample = _Sample()
+            sample.add(member, base, limits)
     except _Broken as broken:
         end = [base | {"offset": broken.offset, "length": 0} | _refused(Reject("archive_broken", str(broken)))]
-    if sample:
-        rows += _sample(base, sample, limits)
-    if not rows + end:
+    rows += sample.rows() + end
+    if not rows:
         raise Reject("archive_empty", base["uri"])
-    return rows + end
+    return rows
+
+
+class _Sample:
+    """The members of one webdataset key: pictures are identified as they come, only side files are held."""
+
+    def __init__(self) -> None:
+        self.key: str | None = None
+        self._pictures: list[tuple[_Member, Row]] = []
+        self._side: dict[str, dict[str, bytes | None]] = {}
+
+    def add(self, member: _Member, base: Row, limits: Mapping[str, Any]) -> None:
+        self.key = member.key
+        if member.suffix in _SIDE_FILES:
+            self._side.setdefault(member.stem, {})[member.suffix] = member.data
+            return
+        row = base | {"offset": member.offset, "length": member.size}
+        if member.data is None:
+            row |= _refused(Reject("too_many_bytes", f"{member.name}: {member.size} bytes, limit {limits['max_bytes']}"))
+        else:
+            row |= _identify(member.data, limits)
+        self._pictures.append((member._replace(data=None), row))
+
+    def rows(self) -> list[Row]:
+        """A row a picture, with the facts of its own side files, or else of the key's."""
+        return [self._told(member, row) for member, row in self._pictures]
+
+    def _told(self, member: _Member, row: Row) -> Row:
+        row["key"] = member.key if len(self._pictures) == 1 else member.name
+        try:
+            facts = _side_facts(self._side.get(member.stem) or self._side.get(member.key) or {})
+        except (ValueError, RecursionError) as error:
+            return row | {"image_id": None, "image": None} | _refused(Reject("manifest_row_invalid", f"{member.name}: {error}"))
+        return row | {name: value for name, value in facts.items() if value is not None}
 
 
 class _Broken(Exception):
@@ -139,47 +183,30 @@ def _members(uri: str, max_bytes: int, opener: Opener) -> Iterator[_Member]:
                     if info.isreg() and not info.issparse():
                         yield _member(info, stream, max_bytes)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: a pax header that is none
             raise _Broken(str(error) or type(error).__name__, position) from None
         except OSError as error:
             raise Reject("unreadable", f"{uri}: {error}") from error
 
 
 def _member(info: tarfile.TarInfo, stream: Any, max_bytes: int) -> _Member:
+    name = os.fsencode(info.name).decode("utf-8", "backslashreplace")
+    if info.size < 0:
+        raise tarfile.ReadError(f"member {name!r} has {info.size} bytes")
     if info.size > max_bytes:
-        return _Member(info.name, info.offset_data, None, info.size)
+        return _Member(name, info.offset_data, None, info.size)
     stream.seek(info.offset_data)
     data = stream.read(info.size)
     if len(data) < info.size:
-        raise tarfile.ReadError(f"member {info.name!r} has {len(data)} of {info.size} bytes")
-    return _Member(info.name, info.offset_data, data, info.size)
-
-
-def _sample(base: Row, members: list[_Member], limits: Mapping[str, Any]) -> list[Row]:
-    """The files of one webdataset key -> a row an image, each with the metadata of its side files."""
-    images = [m for m in members if m.name.rpartition(".")[2].lower() not in _SIDE_FILES]
-    try:
-        facts = _side_facts({m.name.rpartition(".")[2].lower(): m.data for m in members if m not in images})
-        problem = None
-    except ValueError as error:
-        facts, problem = {}, Reject("manifest_row_invalid", f"{members[0].key}: {error}")
-    rows = []
-    for member in images:
-        own_key = member.key if len(images) == 1 else member.name
-        row = base | {"key": own_key, "offset": member.offset, "length": member.size}
-        row |= {name: value for name, value in facts.items() if value is not None}
-        if problem is not None:
-            rows.append(row | _refused(problem))
-        elif member.data is None:
-            rows.append(row | _refused(Reject("too_many_bytes", f"{member.name}: {member.size} bytes, limit {limits['max_bytes']}")))
-        else:
-            rows.append(row | _identify(member.data, limits))
-    return rows
+        raise tarfile.ReadError(f"member {name!r} has {len(data)} of {info.size} bytes")
+    return _Member(name, info.offset_data, data, info.size)
 
 
 def _side_facts(files: Mapping[str, bytes | None]) -> Row:
     """{"json": ..., "txt": ...} -> tags, alt_text, licence, opt_out. Raises ValueError (UnicodeDecodeError and JSONDecodeError are)."""
     facts: Row = {}
+    if None in files.values():
+        raise ValueError("a side file is larger than limits.max_bytes")
     if (text := files.get("txt")) is not None:
         facts["alt_text"] = text.decode().strip()
     if (raw := files.get("json")) is not None:
@@ -190,7 +217,5 @@ def _side_facts(files: Mapping[str, bytes | None]) -> Row:
         facts["opt_out"] = truth_of(record.get("opt_out"))
         for name, others in (("alt_text", ("alt_text", "caption", "alt")), ("licence", ("licence", "license"))):
             value = next((record[other] for other in others if record.get(other)), None)
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name}: expected text, given {value!r}")
-            facts[name] = value if value is not None else facts.get(name)
+            facts[name] = text_of(value, name) if value is not None else facts.get(name)
     return facts

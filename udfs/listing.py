@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
-from udfs.opener import Entry, Opener, Stat, to_uri
+from udfs.opener import Entry, Opener, Stat, to_path, to_uri
 from udfs.reject import Reject
 
 SCHEMA = (
@@ -32,8 +35,12 @@ def split_tree(root: str, opener: Opener) -> list[tuple[str, bool]]:
     done: list[tuple[str, bool]] = []
     while frontier and len(frontier) + len(done) < _FOLDERS_ON_DRIVER:
         folder = frontier.pop(0)
-        frontier += sorted(entry.uri for entry in opener.entries(folder) if entry.is_folder)
-        done.append((folder, False))
+        try:
+            frontier += sorted(entry.uri for entry in opener.entries(folder) if entry.is_folder)
+        except Reject:
+            if not done:
+                raise  # the root itself
+        done.append((folder, False))  # a folder that cannot be listed becomes an entry with a problem, in a task
     return done + [(folder, True) for folder in frontier]
 
 
@@ -107,10 +114,10 @@ def _manifest_row(line: str, source: str, manifest: str, columns: Mapping[str, s
         facts = _facts(line, columns)
     except ValueError as error:
         row = _row(source, "file", fallback, "", licence)
-        return row | {"problem": "manifest_row_invalid", "detail": f"{error}: {line[:120]}"}
+        detail = f"{error}: {line[:120]}".encode("utf-8", "backslashreplace").decode()
+        return row | {"problem": "manifest_row_invalid", "detail": detail}
     given = facts.pop("uri")
-    uri = given if "://" in given else manifest.rpartition("/")[0] + to_uri("/" + given).removeprefix("file://")
-    uri = to_uri(given) if given.startswith("/") else to_uri(uri)
+    uri = _beside(manifest, given)
     offset, length = facts.pop("offset"), facts.pop("length")
     try:
         entry = Entry(uri, False, opener.stat(uri))
@@ -126,12 +133,22 @@ def _manifest_row(line: str, source: str, manifest: str, columns: Mapping[str, s
     return row
 
 
+def _beside(manifest: str, given: str) -> str:
+    """An address as the manifest gives it -> URI: a URI, a path, or a path from the manifest's own folder."""
+    if "://" in given or given.startswith("/"):
+        return to_uri(given)
+    if manifest.startswith("file://"):
+        return to_uri(os.path.join(os.path.dirname(to_path(manifest)), os.fsencode(given)))
+    scheme, _, path = manifest.partition("://")
+    return f"{scheme}://" + posixpath.normpath(posixpath.join(posixpath.dirname(path), quote(given, safe="/")))
+
+
 def _facts(line: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """JSON line -> the fields by our names. Raises ValueError that says which field is wrong."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON ({type(error).__name__})") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     facts = {
@@ -139,9 +156,9 @@ def _facts(line: str, columns: Mapping[str, str]) -> dict[str, Any]:
     }
     if not isinstance(facts["uri"], str) or not facts["uri"]:
         raise ValueError(f"field {columns.get('uri', 'uri')!r}: expected an address, given {facts['uri']!r}")
+    facts["uri"].encode()  # UnicodeEncodeError is a ValueError: half a surrogate pair is no text
     for name in ("key", "alt_text", "licence"):
-        if facts[name] is not None and not isinstance(facts[name], str):
-            raise ValueError(f"field {columns.get(name, name)!r}: expected text, given {facts[name]!r}")
+        facts[name] = text_of(facts[name], columns.get(name, name))
     for name in ("offset", "length"):
         facts[name] = _whole_number(facts[name], columns.get(name, name))
     facts["tags"] = tags_of(facts["tags"])
@@ -157,7 +174,16 @@ def tags_of(value: Any) -> list[str]:
         value = value.split(",")
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
         raise ValueError(f"tags: expected a list of strings or one string with commas, given {value!r}")
-    return [tag.strip() for tag in value if tag.strip()]
+    return [text_of(tag.strip(), "tags") for tag in value if tag.strip()]
+
+
+def text_of(value: Any, name: str) -> Any:
+    """Text that a table can hold, or None. Raises ValueError."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"field {name!r}: expected text, given {value!r}")
+    if value is not None:
+        value.encode()
+    return value
 
 
 def truth_of(value: Any) -> bool:
@@ -173,7 +199,7 @@ def truth_of(value: Any) -> bool:
 def _whole_number(value: Any, name: str) -> int | None:
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not str(value).isdigit():
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) >= 2**62:
         raise ValueError(f"field {name!r}: expected a number of bytes, given {value!r}")
     return int(value)
 

@@ -7,6 +7,7 @@ mapping, keyed by bucket; `*` for every other bucket), and its secrets are read 
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat as stat_module
@@ -98,7 +99,8 @@ class Opener:
         with _named(uri):
             if uri.startswith("file://"):
                 return open(to_path(uri), "rb", buffering=2**20)
-            return self._filesystem(uri).open_input_file(_remote_path(uri))
+            # tarfile asks for 512 bytes at a time
+            return io.BufferedReader(self._filesystem(uri).open_input_file(_remote_path(uri)), 2**20)
 
     def entries(self, uri: str) -> Iterator[Entry]:
         """What a folder holds, one level deep, in no order; links to folders are not followed. Raises Reject missing or unreadable."""
@@ -176,7 +178,7 @@ class Opener:
     def _filesystem(self, uri: str) -> pyarrow.fs.FileSystem:
         scheme, _, rest = uri.partition("://")
         if scheme != "s3":
-            raise ValueError(f"uri: given {uri!r}, expected a local path, file:// or s3://")
+            raise Reject("address_refused", f"{uri}: expected a local path, file:// or s3://")
         bucket = rest.partition("/")[0]
         with self._lock:
             if bucket not in self._remote:
@@ -254,5 +256,5 @@ class _named:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise Reject("missing", self._uri) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or (type(error) is ValueError and "embedded null" in str(error)):
             raise Reject("unreadable", f"{self._uri}: {error}") from error

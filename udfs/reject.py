@@ -9,6 +9,7 @@ CODES: dict[str, tuple[bool, str]] = {
     "missing": (True, "no object at the address"),
     "unreadable": (True, "the store refused or failed to give the bytes"),
     "bytes_changed": (False, "size or time of the object differ from those at listing or ingest, and no other source has the image"),
+    "address_refused": (False, "an address of a kind that no store here serves"),
     "empty": (False, "zero bytes"),
     "too_many_bytes": (False, "the file is larger than limits.max_bytes"),
     "not_an_image": (False, "the first bytes belong to no image format"),
@@ -21,7 +22,6 @@ CODES: dict[str, tuple[bool, str]] = {
     "archive_broken": (False, "the archive ends or turns invalid here; members before this point were taken"),
     "archive_empty": (False, "the archive holds no member that could be an image"),
     "manifest_row_invalid": (False, "the manifest row has no address, or a field of the wrong type"),
-    "out_of_memory": (True, "the model ran out of memory on this image alone"),
     "not_finite": (False, "the model gave NaN or infinity"),
 }
 
@@ -33,7 +33,7 @@ class Reject(Exception):
         assert code in CODES, code
         super().__init__(f"{code}: {detail}")
         self.code = code
-        self.detail = detail[:300]
+        self.detail = detail[:300].encode("utf-8", "backslashreplace").decode()  # a name need not be UTF-8, a table's text must
 
     @property
     def transient(self) -> bool:

@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, load
 from jobs import export_labels, select_images, why
+from jobs.checks import check
 from jobs.lake import Lake
 from jobs.tables import TABLES
 from tests.jobs.conftest import REPOSITORY, write_image
@@ -55,7 +56,7 @@ class Build:
                 "rules": [
                     {"name": "tall", "value": "min_side", "at_least": 40},
                     {"name": "scored", "value": "score", "at_least": 0, "at_most": 9},
-                    {"name": "licence", "value": "licence", "any_of": ["CC0-1.0"]},
+                    {"name": "licence", "value": "licence", "within": ["CC0-1.0"]},
                 ],
             },
             "export": {"root": "exports", "rows_per_file": 7, "held_out": 0.3},
@@ -185,8 +186,8 @@ def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another
     ("rule", "words"),
     [
         ({"name": "a", "value": "beauty", "at_least": 1}, "value: given 'beauty', allowed"),
-        ({"name": "a", "value": "licence", "at_least": 1}, "licence takes any_of or none_of"),
-        ({"name": "a", "value": "score", "any_of": ("x",)}, "score takes at_least and at_most"),
+        ({"name": "a", "value": "licence", "at_least": 1}, "licence takes within or none_of"),
+        ({"name": "a", "value": "score", "within": ("x",)}, "score takes at_least and at_most"),
     ],
 )
 def test_a_rule_over_no_value_or_with_the_wrong_question_is_named(
@@ -195,7 +196,8 @@ def test_a_rule_over_no_value_or_with_the_wrong_question_is_named(
     from conf.settings import Select
 
     with pytest.raises(Mistake, match=re.escape(words)):
-        select_images.check(settings.select.model_copy(update={"rules": (Select.Rule(**rule),)}))  # type: ignore[arg-type]
+        rules = settings.select.model_copy(update={"rules": (Select.Rule(**rule),)})  # type: ignore[arg-type]
+        check(settings.model_copy(update={"select": rules}))
 
 
 def test_why_tells_an_images_story_by_id_key_or_file(

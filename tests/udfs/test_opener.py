@@ -46,7 +46,7 @@ def test_addresses_are_made_absolute_and_of_one_scheme(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert to_uri("a b/c") == f"file://{tmp_path}/a%20b/c"
     assert to_uri("s3a://bucket/key") == "s3://bucket/key"
-    with pytest.raises(ValueError, match="given 'ftp://x/y'"):
+    with pytest.raises(Reject, match="address_refused: ftp://x/y"):
         Opener().read("ftp://x/y")
 
 

@@ -135,3 +135,12 @@ def test_weights_that_want_another_preprocessing_are_refused(tiny: dict[str, Any
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}))
     with pytest.raises(ValueError, match=r"wants \{'mean': \[0.5, 0.5, 0.5\]\}"):
         tower.load(tiny | {"model": f"local-dir:{folder}", "pretrained": None}, "cpu", "fp32")
+
+
+def test_a_strip_is_cut_to_its_middle_before_it_is_scaled() -> None:
+    strip = Image.new("RGB", (400_000, 8), "red")
+    strip.paste("blue", (199_900, 0, 200_100, 8))
+    for image in (strip, strip.transpose(Image.Transpose.ROTATE_90)):
+        pixels = tower.prepare(image, {"image_size": 224})
+        assert pixels.shape == (3, 224, 224)
+        assert np.allclose(pixels, tower.prepare(Image.new("RGB", (224, 224), "blue"), {"image_size": 224}))
