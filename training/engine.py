@@ -45,7 +45,7 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
 
 
 def start(device: str) -> Ranks:
-    """"cpu" or "cuda" -> this process's place among the ranks, joined until it exits. Raises Mistake when there is no such device."""
+    """ "cpu" or "cuda" -> this process's place among the ranks, joined until it exits. Raises Mistake when there is no such device."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
