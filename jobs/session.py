@@ -30,6 +30,9 @@ LOCAL = {
     # Delta reads a snapshot in 50 tasks by default: seconds a table on two cores
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.shuffle.partitions": "4",
+    # small data: compiling a query costs more than interpreting it (a fifth of the JVM's CPU in the demo's stages)
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.ui.enabled": "false",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
