@@ -9,8 +9,6 @@ that value, named. Cost: a join of narrow tables, no model.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -47,12 +45,16 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
     """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
-    return _identity(lake, settings, scores, tuple(sorted(versions.items())))
+    asked = digest(lake.root, settings.lake, settings.select, scores, embedding.outputs(settings)[PIXELS], versions)
+    if asked not in _identities:  # a pass over the facts: several stages of one session ask the same
+        _identities[asked] = _summed(facts.gather(lake, settings, scores, versions), settings, scores)
+    return _identities[asked]
 
 
-@lru_cache(maxsize=4)
-def _identity(lake: Lake, settings: Settings, scores: str, versions: tuple[tuple[str, int], ...]) -> str:
-    known = facts.gather(lake, settings, scores, dict(versions))
+_identities: dict[str, str] = {}
+
+
+def _summed(known: DataFrame, settings: Settings, scores: str) -> str:
     content = F.sum(F.xxhash64("image_id", *facts.NUMBERS, *facts.WORDS).cast("decimal(38,0)")).alias("content")
     summed = known.agg(F.count("*").alias("images"), content).first()
     assert summed is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -52,6 +53,8 @@ def object_store() -> Iterator[ObjectStore]:
             aws_access_key_id=os.environ[KEY_ENV],
             aws_secret_access_key=os.environ[SECRET_ENV],
         )
+        # moto keeps its buckets for the life of the process: an earlier server's go first
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=10).close()
         client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
         yield ObjectStore(endpoint, client)
         client.close()

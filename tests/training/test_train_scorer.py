@@ -160,7 +160,7 @@ def test_a_plan_says_what_is_pending_and_does_nothing(
     overrides = [f"mlflow.tracking_uri=sqlite:///{tmp_path}/store/mlflow.db"]
     monkeypatch.setattr("sys.argv", ["train_scorer", *command(write_export(tmp_path / "export"), overrides, "--plan")])
     train_scorer.main()
-    assert "pending: 60 epochs of 96 rows, 36 rows held out, about 16 s" in capsys.readouterr().out
+    assert "pending: 40 epochs of 96 rows, 36 rows held out, about 16 s" in capsys.readouterr().out
     assert not (tmp_path / "store").exists()
 
 
