@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -92,7 +92,7 @@ def embed(
             done["reject"] = {"code": reject.code, "detail": reject.detail, "transient": reject.transient, "outputs": done["want"]} | where
         return done
 
-    rows = (row for frame in frames for row in frame.to_dict("records"))
+    rows = (row for frame in frames for row in cast(list[dict[str, Any]], frame.to_dict("records")))
     prepared = ahead(prepare, rows, decode_threads, window)
     while batch := list(islice(prepared, batch_size)):
         for name, encoder in by_name.items():

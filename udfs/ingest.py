@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
@@ -46,7 +46,7 @@ def fingerprint(limits: Mapping[str, Any]) -> str:
 def ingest(frames: Iterable[pd.DataFrame], limits: Mapping[str, Any], stores: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
     """listing.SCHEMA frames -> SCHEMA frames. Reads ahead in threads; memory is bounded by limits.max_bytes x threads."""
     opener = Opener(stores)
-    entries = (row for frame in frames for row in frame.to_dict("records"))
+    entries = (row for frame in frames for row in cast(list[Row], frame.to_dict("records")))
     rows: list[Row] = []
     for found in ahead(lambda entry: read_entry(entry, limits, opener), entries, _READERS, 2 * _READERS):
         rows += found
