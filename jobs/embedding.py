@@ -99,7 +99,7 @@ def on_worker(frames: Iterator[pd.DataFrame], device: str, **options: Any) -> It
 def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:
     """What of the staged rows lands where. Fingerprints come from the rows: they may be an earlier run's, under other settings."""
 
-    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
         refused = (
             staged.where(F.col("reject").isNotNull())
             .select("image_id", "view", "fingerprints", F.explode("reject.outputs").alias("output"), "reject.*")

@@ -72,24 +72,29 @@ def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
 
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
-    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
         refused = staged.where(F.col("reject").isNotNull()).withColumn("input_key", _input_key())
         keys = ["input_key", "fingerprint", "image_id", "uri", "offset", "length"]
         return rejects.rows(lake, refused.select(*keys, "reject.*"), NAME, run, settings.waves.attempts)
 
     def images_of(staged: DataFrame, run: str) -> DataFrame:
         found = staged.where(F.col("image").isNotNull()).select("image_id", "image.*").dropDuplicates(["image_id"])
-        known = lake.read("images", lake.version("images")).select("image_id")
-        return found.join(known, "image_id", "left_anti").withColumn("run", F.lit(run))
+        return _unknown(lake, "images", found, ["image_id"]).withColumn("run", F.lit(run))
 
     def sources_of(staged: DataFrame, run: str) -> DataFrame:
         absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
         absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
         found = staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint")
-        known = lake.read("sources", lake.version("sources")).select(*KEY)  # members of an archive that is read again
-        return found.dropDuplicates(KEY).join(known, KEY, "left_anti").withColumns(absent)
+        # known ones are members of an archive that is read again
+        return _unknown(lake, "sources", found.dropDuplicates(KEY), KEY).withColumns(absent)
 
     return {"rejects": rejects_of, "images": images_of, "sources": sources_of}
+
+
+def _unknown(lake: Lake, table: str, found: DataFrame, key: list[str]) -> DataFrame:
+    """Rows of a wave that the table does not hold. The table is passed over once, at a pinned version, and never shuffled: the wave is small."""
+    known = lake.read(table, lake.version(table)).select(*key)
+    return found.join(known.join(F.broadcast(found.select(*key)), key, "left_semi"), key, "left_anti")
 
 
 def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:

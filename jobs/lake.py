@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
@@ -15,6 +18,11 @@ from udfs.reject import Reject
 
 FENCE = 2**62  # a txnVersion above every wave number
 HISTORY = "interval 365 days"
+VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint .*")  # in the message of Delta's invariant exceptions
+
+
+class ConstraintViolated(RuntimeError):
+    """A table refused rows that a stage computed: a kernel's mistake, not the user's."""
 
 
 class Lake:
@@ -49,15 +57,21 @@ class Lake:
     def append(self, table: str, rows: DataFrame, app: str, number: int) -> None:
         """Lands rows once for (app, number): a repeat, or a number below the last, is skipped by Delta without computing it.
 
-        Numbers of one app must ascend, and a number must never mean two different sets of rows.
+        Numbers of one app must ascend, and a number must never mean two different sets of rows. Raises ConstraintViolated,
+        and appends nothing, when a row breaks a constraint of jobs/tables.py.
         """
         columns = [field.name for field in self.read(table).schema]
         writer = rows.select(*columns).write.format("delta").mode("append")
         writer = writer.option("txnAppId", f"{app}/{table}").option("txnVersion", number)
-        if self._schema:
-            writer.saveAsTable(self._name(table))
-        else:
-            writer.save(self._path(table))
+        try:
+            if self._schema:
+                writer.saveAsTable(self._name(table))
+            else:
+                writer.save(self._path(table))
+        except (PySparkException, Py4JJavaError) as error:
+            if (refused := VIOLATION.search(str(error))) is None:
+                raise
+            raise ConstraintViolated(f"table {table}: {refused[0]}") from error
 
     def fence(self, table: str, app: str) -> None:
         """After this no append of `app` lands: what a driver that lost its lease may still send is skipped."""

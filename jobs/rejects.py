@@ -14,12 +14,14 @@ def settled(lake: Lake, stage: str) -> DataFrame:
     return mine.select("input_key", "fingerprint").distinct()
 
 
-def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) -> DataFrame:
-    """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) -> rows of `rejects`.
+def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) -> DataFrame | None:
+    """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) -> rows of `rejects`; None when there are none.
 
     A transient reject counts its attempts from what the table holds and is permanent at `attempts`. The table is read at
     a pinned version: an append whose plan reads the table it writes conflicts with every other append.
     """
+    if refused.isEmpty():  # most waves: a look at the staged rows instead of a join
+        return None
     earlier = lake.read("rejects", lake.version("rejects")).where(F.col("stage") == stage)
     counted = earlier.groupBy("input_key", "fingerprint").agg(F.max("attempts").alias("earlier"))
     attempt: Column = F.coalesce(F.col("earlier"), F.lit(0)) + 1

@@ -77,7 +77,7 @@ def compute(vectors: DataFrame, head: Head) -> DataFrame:
 
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
-    def rejects_of(staged: DataFrame, run: str) -> DataFrame:
+    def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
         refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
         absent = {"uri": F.lit(None).cast("string"), "offset": F.lit(None).cast("bigint"), "length": F.lit(None).cast("bigint")}
         return rejects.rows(

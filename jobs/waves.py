@@ -21,10 +21,10 @@ from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from jobs import ordering, progress
-from jobs.lake import Lake, hadoop
+from jobs.lake import ConstraintViolated, Lake, hadoop
 from jobs.lease import Lease, landing
 
-Projection = Callable[[DataFrame, str], DataFrame]  # (staged rows, run) -> rows of one table
+Projection = Callable[[DataFrame, str], DataFrame | None]  # (staged rows, run) -> rows of one table; None: it has none
 
 
 class Plan(NamedTuple):
@@ -126,9 +126,18 @@ class Stage:
             self.lake.spark.sparkContext.setLocalProperty("spark.scheduler.pool", "landing")
             for table, project in self._tables.items():
                 rows = project(staged, run)
-                if not rows.isEmpty():  # no commit without rows: a table's version changes only when its content does
-                    self.lake.append(table, rows, run, wave)
+                if rows is not None and not rows.isEmpty():  # no commit without rows: a table's version changes only when its content does
+                    self._append(table, rows, run, wave)
         self.lake.opener.delete(self._wave_uri(run, wave))
+
+    def _append(self, table: str, rows: DataFrame, run: str, wave: int) -> None:
+        try:
+            self.lake.append(table, rows, run, wave)
+        except ConstraintViolated as violated:
+            raise ConstraintViolated(
+                f"stage {self.name}, wave {wave}: {violated}\nA kernel computed what the tables forbid, and every start of the stage will "
+                f"stop here. Mend the kernel, raise its KERNEL_VERSION, and remove {self._wave_uri(run, wave)}: its inputs are then pending again"
+            ) from violated
 
     def _area(self, *parts: str) -> str:
         return self.lake.area("_staging", self.name, self.run_id, *parts)

@@ -63,6 +63,22 @@ def test_the_cpu_time_of_a_process_that_outlives_its_parent_is_counted(tmp_path:
     assert told["cpu"] > 0.6
 
 
+def test_the_cpu_time_of_a_child_that_its_parent_ignores_is_counted_once(tmp_path: Path) -> None:
+    """As Spark's Python daemon does: one worker ends before its parent, one after."""
+    worker = "import time; [None for _ in iter(lambda: time.process_time() < {}, False)]; time.sleep({})"
+    daemon = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for work in ({worker.format(0.6, 0.3)!r}, {worker.format(0.6, 4)!r}):
+    subprocess.Popen([sys.executable, "-c", work])
+time.sleep(3)
+"""
+    out = tmp_path / "measured.json"
+    subprocess.run([sys.executable, "-m", "benchmarks.measure", str(out), sys.executable, "-c", daemon], cwd=ROOT, check=True)
+    told = json.loads(out.read_text())
+    assert 1.2 < told["cpu"] < 1.7
+
+
 def test_the_ratio_is_of_the_slopes_and_start_up_stands_apart() -> None:
     costs = {"bare": (1.0, 0.010), "spark": (20.0, 0.0125)}
     runs = [

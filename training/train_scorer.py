@@ -48,6 +48,7 @@ def main() -> None:
         run(settings, Path(arguments.export), arguments.plan)
     except Mistake as error:
         stop(str(error))
+    engine.leave()
 
 
 def run(settings: Settings, folder: Path, plan: bool) -> None:

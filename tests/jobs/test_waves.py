@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from jobs import waves
-from jobs.lake import Lake
+from jobs.lake import ConstraintViolated, Lake
 from jobs.lease import Lease, LeaseHeld, LeaseLost
 from jobs.waves import Projection, Stage
 
@@ -150,13 +151,29 @@ def expire(lake: Lake) -> None:
     lake.opener.write(uri, json.dumps(json.loads(lake.opener.read(uri)) | {"expires": 0}).encode())
 
 
-def test_a_constraint_refuses_what_must_not_be_in_a_table(lake: Lake) -> None:
-    from py4j.protocol import Py4JJavaError
-    from pyspark.errors import PySparkException
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"image_id": F.lit(b"short")}, "CHECK constraint image_id_is_sha256"), ({"name": F.lit(None)}, "NOT NULL constraint .* name")],
+    ids=["check", "not null"],
+)
+def test_a_constraint_refuses_what_must_not_be_in_a_table(wrong: dict[str, Column], said: str, lake: Lake) -> None:
+    with pytest.raises(ConstraintViolated, match=f"table selections: {said}"):
+        lake.append("selections", rows_of(lake, 0, 1).withColumns({"run": F.lit("r"), **wrong}), "app", 1)
+    assert landed(lake) == []
 
-    short = rows_of(lake, 0, 1).withColumns({"image_id": F.lit(b"short"), "run": F.lit("r")})
-    with pytest.raises((PySparkException, Py4JJavaError), match="image_id_is_sha256"):
-        lake.append("selections", short, "app", 1)
+
+def test_a_staged_wave_that_a_table_refuses_stops_the_stage_and_says_what_to_do(lake: Lake, settings: Settings) -> None:
+    short = rows_of(lake, 0, 1).withColumn("image_id", F.lit(b"short"))
+    with pytest.raises(ConstraintViolated), waves.stage(lake, "s", settings, TABLE) as stage:
+        stage.run_whole(short)
+    with pytest.raises(ConstraintViolated, match="stage s, wave 0: table selections: CHECK") as again, waves.stage(lake, "s", settings, TABLE):
+        pass
+    folder = re.search(r"remove (\S+):", str(again.value))
+    assert folder is not None
+    lake.opener.delete(folder[1])
+    with waves.stage(lake, "s", settings, TABLE) as stage:
+        stage.run_whole(rows_of(lake, 0, 1))
+    assert landed(lake) == [0]
 
 
 def test_the_lake_is_made_once(lake: Lake, tmp_path: Path) -> None:
