@@ -122,6 +122,7 @@ class Embed(Frozen):
     batch_size: Positive = 32
     decode_threads: Positive = 2
     ahead: Positive = 64  # decoded images that may wait for the model
+    verify_hash: bool = True  # compare the bytes' sha256 with the image's id; False: size and time of the object are enough
     model_threads: Positive | None = None  # CPU threads of the model in one worker; None: torch's own choice
 
 
@@ -161,8 +162,8 @@ class Select(Frozen):
     @model_validator(mode="after")
     def _rule_names_are_unique(self) -> Select:
         names = [r.name for r in self.rules]
-        if len(set(names)) != len(names) or "limit" in names:
-            raise ValueError(f"rule names must be unique and not 'limit', given {names}")
+        if len(set(names)) != len(names) or {"limit", "opted_out"} & set(names):
+            raise ValueError(f"rule names must be unique and not 'limit' or 'opted_out' (that rule stands always), given {names}")
         return self
 
 
@@ -215,6 +216,11 @@ class Settings(Frozen):
     select: Select
     export: Export
     report: Report
+
+    @property
+    def store_options(self) -> dict[str, dict[str, Any]]:
+        """`stores` as the kernel's opener takes them."""
+        return {bucket: store.model_dump() for bucket, store in self.stores.items()}
 
     @model_validator(mode="after")
     def _encoder_is_embedded(self) -> Settings:

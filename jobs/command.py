@@ -10,7 +10,7 @@ from jobs.checks import check
 from jobs.lake import Lake
 
 
-def main(doc: str, run: Callable[[Lake, Settings, bool], None]) -> None:
+def main(doc: str, run: Callable[[Lake, Settings, bool], object]) -> None:
     """`run(lake, settings, plan_only)` under the settings of sys.argv."""
     settings, arguments = command_line(doc)
     try:

@@ -30,9 +30,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
-    """Images that lack an output -> (image_id, view, want, addresses, uri, offset)."""
+    """Images that lack an output -> embedding.outstanding, those with something to make."""
     wanted = lake.read("images").select("image_id", F.lit(ORIGINAL).alias("view"))
-    return embedding.with_addresses(lake, embedding.missing(lake, wanted, embedding.outputs(settings), NAME))
+    return embedding.outstanding(lake, wanted, settings, NAME).where(F.size("want") > 0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, digest, load_encoder
-from jobs import rejects
+from jobs import occurrences, rejects
 from jobs.lake import Lake
 from jobs.waves import Projection
 from udfs import embed as kernel
@@ -37,50 +37,86 @@ def of_scorer(settings: Settings, seed: int | None = None) -> str:
     return outputs(settings, seed)[load_encoder(settings.encoder).name]
 
 
-def missing(lake: Lake, wanted: DataFrame, fingerprints: Mapping[str, str], stage: str) -> DataFrame:
-    """(image_id, view) -> (image_id, view, want): the outputs that no table holds and no reject has settled; without empty ones."""
+def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, seed: int | None = None) -> DataFrame:
+    """(image_id, view) -> those that lack an output: (image_id, view, want, refused, tried, addresses, uri, offset).
+
+    `want`: outputs that no table holds; `refused`: of those that no table holds, the ones that a permanent reject has settled as
+    `tried` names it. A reject holds for the addresses and the limits that were tried: a new source of the image is a new chance.
+    """
+    fingerprints = outputs(settings, seed)
     pairs = [F.struct(F.lit(name).alias("output"), F.lit(told).alias("fingerprint")) for name, told in fingerprints.items()]
     crossed = wanted.select("image_id", "view", F.explode(F.array(*pairs)).alias("pair")).select("image_id", "view", "pair.*")
     done = lake.read("pixels").select("image_id", "view", "fingerprint")
     done = done.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
-    refused = rejects.settled(lake, stage)
-    lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti").withColumn("input_key", input_key())
-    lacking = lacking.join(refused, ["input_key", "fingerprint"], "left_anti")
-    return lacking.groupBy("image_id", "view").agg(F.sort_array(F.collect_list("output")).alias("want"))
-
-
-def with_addresses(lake: Lake, rows: DataFrame) -> DataFrame:
-    """Adds `addresses` (every source of the image, the latest state first) and `uri`, `offset` of the first, to order by."""
-    parts = ["uri", "offset", "length", "size", "mtime_us"]
-    address = F.struct(*parts)
-    newest_first = F.reverse(F.array_sort(F.collect_set(F.struct("mtime_us", address.alias("address")))))
-    places = (
-        lake.read("sources")
-        .groupBy("image_id")
-        .agg(F.transform(F.slice(newest_first, 1, ADDRESSES), lambda place: place["address"]).alias("addresses"))
+    lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti")
+    placed = lacking.join(_places(lake, settings), "image_id").withColumn("input_key", input_key())
+    settled = rejects.settled(lake, stage).withColumn("settled", F.lit(True))
+    judged = placed.withColumn("fingerprint", reject_fingerprint("fingerprint")).join(settled, ["input_key", "fingerprint"], "left")
+    output = {True: F.when(F.col("settled"), F.col("output")), False: F.when(F.col("settled").isNull(), F.col("output"))}
+    told = judged.groupBy("image_id", "view").agg(
+        F.sort_array(F.collect_list(output[False])).alias("want"),
+        F.sort_array(F.collect_list(output[True])).alias("refused"),
+        F.first("tried").alias("tried"),
+        F.first("addresses").alias("addresses"),
     )
+    return _first_place(told)
+
+
+def untried(lake: Lake, pending: DataFrame, stage: str) -> DataFrame:
+    """Of pending (image_id, view), those that the stage has not even tried: what failed for now is named in `rejects` and holds nobody up."""
+    failed = lake.read("rejects").where(F.col("stage") == stage).select("input_key").distinct()
+    return pending.withColumn("input_key", input_key()).join(failed, "input_key", "left_anti")
+
+
+def placed(lake: Lake, rows: DataFrame, settings: Settings) -> DataFrame:
+    """(image_id, ...) -> the same with tried, addresses, uri, offset."""
+    return _first_place(rows.join(_places(lake, settings), "image_id"))
+
+
+def _places(lake: Lake, settings: Settings) -> DataFrame:
+    """-> image_id, `addresses` (every source of the image, the latest state first) and `tried`, a digest of them and of the limits."""
+    places = occurrences.newest_first(ADDRESSES, "uri", "offset", "length", "size", "mtime_us").alias("addresses")
+    tried = F.hex(F.xxhash64(F.lit(digest(settings.limits)), "addresses"))
+    return lake.read("sources").groupBy("image_id").agg(places).withColumn("tried", tried)
+
+
+def _first_place(rows: DataFrame) -> DataFrame:
+    """Adds uri and offset of the first address, to order by."""
     first = F.col("addresses")[0]
-    return rows.join(places, "image_id").withColumns({"uri": first["uri"], "offset": first["offset"]})
+    return rows.withColumns({"uri": first["uri"], "offset": first["offset"]})
+
+
+def reject_fingerprint(output: str) -> Column:
+    """Column with an output's fingerprint -> the fingerprint of its reject: what could not be made, and from what."""
+    return F.concat_ws("@", output, "tried")
+
+
+def output_of_reject(fingerprint: str) -> Column:
+    """The other way: a reject's fingerprint -> that of the output."""
+    return F.regexp_replace(fingerprint, "@[0-9A-F]+$", "")
 
 
 def compute(inputs: DataFrame, settings: Settings, fingerprints: Mapping[str, str], seed: int = 0) -> DataFrame:
-    """(image_id, view, want, addresses) -> staged rows (udfs.embed.SCHEMA and `fingerprints`), by the GPU pandas UDF."""
+    """(image_id, view, want, tried, addresses) -> staged rows (udfs.embed.SCHEMA and `fingerprints`), by the GPU pandas UDF."""
     options = settings.embed
     worker = partial(
         on_worker,
         device=options.device,
         encoders=[load_encoder(name).model_dump() for name in options.encoders],
         limits=settings.limits.model_dump(),
-        stores={name: store.model_dump() for name, store in settings.stores.items()},
+        stores=settings.store_options,
         precision=options.precision,
         batch_size=options.batch_size,
         decode_threads=options.decode_threads,
         window=options.ahead,
         model_threads=options.model_threads,
         seed=seed,
+        verify_hash=options.verify_hash,
     )
     told = F.create_map(*[F.lit(part) for pair in fingerprints.items() for part in pair])
-    return inputs.select("image_id", "view", "want", "addresses").mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprints", told)
+    return (
+        inputs.select("image_id", "view", "want", "tried", "addresses").mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprints", told)
+    )
 
 
 def on_worker(frames: Iterator[pd.DataFrame], device: str, **options: Any) -> Iterator[pd.DataFrame]:
@@ -102,10 +138,11 @@ def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
         refused = (
             staged.where(F.col("reject").isNotNull())
-            .select("image_id", "view", "fingerprints", F.explode("reject.outputs").alias("output"), "reject.*")
+            .select("image_id", "view", "tried", "fingerprints", F.explode("reject.outputs").alias("output"), "reject.*")
             .drop("outputs")
         )
         refused = refused.withColumns({"input_key": input_key(), "fingerprint": F.col("fingerprints")[F.col("output")]})
+        refused = refused.withColumn("fingerprint", reject_fingerprint("fingerprint"))
         return rejects.rows(lake, refused, stage, run, settings.waves.attempts)
 
     def pixels_of(staged: DataFrame, run: str) -> DataFrame:

@@ -1,6 +1,6 @@
 """labels, embeddings, pixels -> a frozen export that the scorer trains on; `exports`.
 
-    spark-submit jobs/export_labels.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/export_labels.py --config conf/demo.yaml
 
 A row is one view of one image: its target, its vector and its pixel statistics. The split is by image (a seeded hash), so
 that no view of a held-out image is ever trained on: bucket `train` or `held_out`. The export's id is a digest of its rows.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, digest, load_encoder
+from conf.settings import Mistake, Settings, load_encoder
 from jobs import command, embedding, label, snapshot
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL, PIXELS
@@ -23,9 +23,11 @@ STATISTICS = ("mean", "contrast", "saturation", "sharpness", "entropy")
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+    if not embedding.untried(lake, label.pending(lake, settings), label.NAME).isEmpty():
+        raise Mistake("export labels: chosen views have no label or no vector of this config yet; run the stage label first")
     versions = lake.versions(TABLES)
     rows = labelled(lake, settings, versions)
-    export, count = identity(rows, settings)
+    export, count = snapshot.identity(KIND, rows, settings)
     if count == 0:
         raise Mistake("export labels: no image has a label and a vector of this config; run the stages embed and label first")
     if plan_only:
@@ -46,7 +48,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def folder(lake: Lake, settings: Settings) -> str:
     """URI of the export of the labels that are there now."""
-    return snapshot.folder(settings, KIND, identity(labelled(lake, settings, lake.versions(TABLES)), settings)[0])
+    return snapshot.folder(settings, KIND, snapshot.identity(KIND, labelled(lake, settings, lake.versions(TABLES)), settings)[0])
 
 
 def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFrame:
@@ -67,13 +69,6 @@ def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFr
 
 def _of_view(original: str, degraded: str) -> Column:
     return F.col("fingerprint") == F.when(F.col("view") == ORIGINAL, F.lit(original)).otherwise(F.lit(degraded))
-
-
-def identity(rows: DataFrame, settings: Settings) -> tuple[str, int]:
-    """-> (a digest of the rows' content and the export's settings, their number)."""
-    summed = rows.agg(F.count("*").alias("n"), F.sum(F.xxhash64(*rows.columns).cast("decimal(38,0)")).alias("content")).first()
-    assert summed is not None
-    return digest(KIND, str(summed["content"]), summed["n"], settings.export.model_dump(exclude={"root"})), summed["n"]
 
 
 if __name__ == "__main__":

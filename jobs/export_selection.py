@@ -1,8 +1,9 @@
 """a selection -> a frozen export: what a training run of an image model reads; `exports`.
 
-    spark-submit jobs/export_selection.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/export_selection.py --config conf/demo.yaml
 
-A row is one selected image: address, size, score tag and the texts of its sources (tags as JSON). The bytes stay where they lie.
+A row is one selected image: score, and address, size and texts (tags as JSON) by its latest source. The bytes stay where they lie.
+The export's id is a digest of its rows: a changed address or text makes another export of the same selection.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, digest
-from jobs import command, facts, score, select_images, snapshot
+from conf.settings import Mistake, Settings
+from jobs import command, facts, occurrences, score, select_images, snapshot
 from jobs.lake import Lake
+from jobs.registry import Head
 
 NAME = "export-selection"
 KIND = "selection"
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
+    """`head`: the champion where the caller has resolved it."""
     versions = lake.versions(facts.TABLES)
-    scores = score.fingerprint(score.champion(settings))
+    scores = score.fingerprint(head or score.champion(settings))
     selection = select_images.identity(lake, settings, scores, versions)
     if not select_images.is_made(lake, selection):
         raise Mistake(f"export selection: selection {selection} of this config and these tables is not made; run the stage select first")
     rows = selected(lake, selection, versions)
-    export, count = digest(KIND, selection, settings.export.model_dump(exclude={"root"})), rows.count()
+    export, count = snapshot.identity(KIND, rows, settings)
     if count == 0:
         raise Mistake(
             f"export selection: selection {selection} keeps no image; loosen select.rules (`decisions` says which rule dropped what)"
@@ -40,11 +43,11 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 
 def selected(lake: Lake, selection: str, versions: dict[str, int]) -> DataFrame:
-    """-> image_id, address, size, score, texts of the first source by name, bucket."""
+    """-> image_id, selection's score, facts of the bytes, address and texts of the latest source, bucket."""
     chosen = lake.read("selections").where(F.col("selection") == selection).select("image_id", "score")
     images = lake.read("images", versions["images"]).select("image_id", "format", "width", "height")
-    told = F.struct("source", "key", "mtime_us", "uri", "offset", "length", "size", F.to_json("tags").alias("tags"), "alt_text", "licence")
-    sources = lake.read("sources", versions["sources"]).groupBy("image_id").agg(F.min(told).alias("told")).select("image_id", "told.*")
+    told = ("source", "key", "mtime_us", "uri", "offset", "length", "size", "tags", "alt_text", "licence")
+    sources = occurrences.latest(lake.read("sources", versions["sources"]), *told).withColumn("tags", F.to_json("tags"))
     return chosen.join(images, "image_id").join(sources, "image_id").withColumn("bucket", F.lit("all"))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from conf.settings import Settings
+from jobs import embed, embedding, ingest, label, score
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL
 
@@ -22,22 +25,39 @@ class Funnel(NamedTuple):
     dropped: dict[str, int]
 
 
-def measure(lake: Lake, selection: str, embedding: str, scores: str) -> Funnel:
-    """`embedding` and `scores`: the fingerprints that count. Inputs are occurrences: members of archives, rows of manifests, files."""
-    rejects = lake.read("rejects")
-    # a transient reject counts until its input was taken after all
-    taken = lake.read("sources").select(F.concat_ws("|", "source", "entry").alias("input_key"))
-    made = lake.read("embeddings").select(F.concat_ws("/", F.lower(F.hex("image_id")), "view").alias("input_key"))
-    waiting = rejects.where(~F.col("permanent")).join(taken.unionByName(made).distinct(), "input_key", "left_anti")
-    settled = rejects.where("permanent").unionByName(waiting)
-    latest = settled.groupBy("stage", "input_key", "offset", "code").agg(F.max("permanent").alias("permanent"))
-    rejected = latest.groupBy("stage", "code", "permanent").count().orderBy("stage", "code").collect()
-    at_ingest = sum(row["count"] for row in rejected if row["stage"] == "ingest")
+def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
+    """The rejects that hold under this config, one row an input of a stage: stage, input_key, place, image_id, uri, offset, length,
+    code, detail, permanent. Those of inputs that were taken after all, and those of other encoders or heads, are left out.
+    """
+    rejects = lake.read("rejects").withColumn("place", F.coalesce("offset", F.lit(0)))
+    taken = lake.read("sources").select(F.concat_ws("|", "source", "entry").alias("input_key"), F.col("offset").alias("place"))
+    read = rejects.where(F.col("stage") == ingest.NAME)
+    whole = ~F.col("permanent") | (F.col("place") == 0)  # of an entry, not of one member of an archive
+    held = read.where(whole).join(taken.select("input_key").distinct(), "input_key", "left_anti")
+    held = held.unionByName(read.where(~whole).join(taken.distinct(), ["input_key", "place"], "left_anti").select(*held.columns))
+    outputs = [*embedding.outputs(settings).values(), *embedding.outputs(settings, settings.label.seed).values()]
+    made = lake.read("pixels").select("image_id", "view", "fingerprint")
+    made = made.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
+    made = made.select(embedding.input_key().alias("input_key"), "fingerprint")
+    computed = rejects.where(F.col("stage").isin(embed.NAME, label.NAME))
+    computed = computed.withColumn("fingerprint", embedding.output_of_reject("fingerprint")).where(F.col("fingerprint").isin(*outputs))
+    held = held.unionByName(computed.join(made, ["input_key", "fingerprint"], "left_anti").select(*held.columns))
+    held = held.unionByName(rejects.where((F.col("stage") == score.NAME) & (F.col("fingerprint") == scores)).select(*held.columns))
+    told = F.struct("image_id", "uri", "offset", "length", "code", "detail", "permanent")
+    last = F.max_by(told, F.struct("permanent", "run", "attempts", "code"))
+    return held.groupBy("stage", "input_key", "place").agg(last.alias("told")).select("stage", "input_key", "place", "told.*")
+
+
+def measure(lake: Lake, settings: Settings, selection: str, scores: str) -> Funnel:
+    """`scores`: the fingerprint that counts. Inputs are occurrences, each in its latest state: members of archives, rows of manifests, files."""
+    refused = standing(lake, settings, scores)
+    rejected = refused.groupBy("stage", "code", "permanent").count().orderBy("stage", "code").collect()
+    at_ingest = sum(row["count"] for row in rejected if row["stage"] == ingest.NAME)
     decisions = lake.read("decisions").where(F.col("selection") == selection)
     dropped = decisions.select(F.explode("failed.rule").alias("rule")).groupBy("rule").count().orderBy(F.desc("count"), "rule").collect()
-    embedded = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == embedding))
+    embedded = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == embedding.of_scorer(settings)))
     return Funnel(
-        inputs=lake.read("sources").count() + at_ingest,
+        inputs=lake.read("sources").select("source", "entry", "offset").distinct().count() + at_ingest,
         images=lake.read("images").count(),
         embedded=embedded.count(),
         scored=lake.read("scores").where(F.col("fingerprint") == scores).count(),

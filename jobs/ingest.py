@@ -1,6 +1,6 @@
 """folders, tar shards and manifests -> images, sources, rejects.
 
-    spark-submit jobs/ingest.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/ingest.py --config conf/demo.yaml
 
 One pass over the bytes of what is new: sha256, header, AI-generation marks, address. The bytes stay where they lie. A
 grown folder costs its listing and what is new; a file that changed is a new image; nothing is deleted. Cost: bound by
@@ -26,18 +26,22 @@ from udfs.opener import to_uri
 from udfs.reject import Reject
 
 NAME = "ingest"
+UNIT = "inputs"  # files, archives, manifest rows
 KEY = list(TABLES["sources"].key)
 COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
+def run(lake: Lake, settings: Settings, plan_only: bool = False) -> int:
+    """-> how many inputs are (or were, when this is no plan) pending."""
     if plan_only:
-        print(progress.estimate(lake, NAME, pending(lake, settings, listed(lake, settings)).count()))
-        return
+        count = pending(lake, settings, listed(lake, settings)).count()
+        print(progress.estimate(lake, NAME, count, UNIT))
+        return count
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         entries = stage.freeze(listed(lake, settings), "listing")
         plan = stage.plan(pending(lake, settings, entries), ["uri", "offset"])
-        stage.run(plan, lambda inputs: compute(inputs, settings))
+        stage.run(plan, lambda inputs: compute(inputs, settings), UNIT)
+        return plan.rows
 
 
 def listed(lake: Lake, settings: Settings) -> DataFrame:
@@ -51,23 +55,24 @@ def listed(lake: Lake, settings: Settings) -> DataFrame:
 
 def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
     """Entries that no table holds in this state."""
+    state, keys = ["source", "entry", "seen"], ["input_key", "fingerprint"]
     keyed = entries.withColumns({"input_key": _input_key(), "fingerprint": _fingerprint(settings)})
     settled = rejects.settled(lake, NAME)
-    keys = ["input_key", "fingerprint"]
-    refused = lake.read("rejects").where(F.col("stage") == NAME).select("input_key").distinct()
-    # an archive with refused members is done only when they were refused under these limits
-    unsettled = (
-        keyed.where(F.col("kind") == "tar").join(refused, "input_key").join(settled, keys, "left_anti").select("source", "entry", "seen")
-    )
-    done = lake.read("sources").select("source", "entry", "seen").distinct().join(unsettled, ["source", "entry", "seen"], "left_anti")
-    new = keyed.join(done, ["source", "entry", "seen"], "left_anti").join(settled, keys, "left_anti").drop(*keys)
+    taken = lake.read("sources").select(*state, "fingerprint")
+    # an archive of which other limits refused members is read once more, unless these took some or refused them too
+    seen = F.substring_index("fingerprint", "|", -1).alias("seen")
+    refused = settled.select("input_key", seen).distinct()
+    again = keyed.where(F.col("kind") == "tar").join(refused, ["input_key", "seen"], "left_semi")
+    again = again.join(taken, [*state, "fingerprint"], "left_anti").join(settled, keys, "left_anti").select(*state)
+    done = taken.select(*state).distinct().join(again, state, "left_anti")
+    new = keyed.join(done, state, "left_anti").join(settled, keys, "left_anti").drop(*keys)
     images = F.greatest(F.lit(1), F.ceil(F.col("size") / COST_BYTES))
     return new.withColumn("cost", F.when(F.col("kind") == "tar", images).otherwise(F.lit(1)).cast("bigint"))
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
     """Entries -> staged rows (udfs.ingest.SCHEMA)."""
-    worker = partial(kernel.ingest, limits=settings.limits.model_dump(), stores=_stores(settings))
+    worker = partial(kernel.ingest, limits=settings.limits.model_dump(), stores=settings.store_options)
     return inputs.mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprint", _fingerprint(settings))
 
 
@@ -84,7 +89,7 @@ def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def sources_of(staged: DataFrame, run: str) -> DataFrame:
         absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
         absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
-        found = staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint")
+        found = staged.where(F.col("image").isNotNull()).drop("image", "reject")
         # known ones are members of an archive that is read again
         return _unknown(lake, "sources", found.dropDuplicates(KEY), KEY).withColumns(absent)
 
@@ -99,7 +104,7 @@ def _unknown(lake: Lake, table: str, found: DataFrame, key: list[str]) -> DataFr
 
 def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
     if source.kind == "manifest":
-        told: dict[str, Any] = {"columns": dict(source.columns), "licence": source.licence, "stores": _stores(settings)}
+        told: dict[str, Any] = {"columns": dict(source.columns), "licence": source.licence, "stores": settings.store_options}
         lines = _manifest_lines(lake, source)
         return lines.mapInPandas(partial(listing.list_manifest, source=source.name, manifest=source.uri, **told), listing.SCHEMA)
     try:
@@ -107,7 +112,7 @@ def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
     except Reject as reject:
         raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected a folder that this machine can list") from None
     folders = lake.spark.createDataFrame(work, listing.WORK_SCHEMA).repartition(min(len(work), 64))
-    told = {"source": source.name, "root": source.uri, "licence": source.licence, "stores": _stores(settings)}
+    told = {"source": source.name, "root": source.uri, "licence": source.licence, "stores": settings.store_options}
     entries = folders.mapInPandas(partial(listing.list_folders, kind="file", **told), listing.SCHEMA)
     if source.kind == "tar":
         is_archive = F.lower("uri").rlike(r"\.(tar|tar\.gz|tgz)$")
@@ -143,10 +148,6 @@ def _input_key() -> Any:
 
 def _fingerprint(settings: Settings) -> Any:
     return F.concat_ws("|", F.lit(kernel.fingerprint(settings.limits.model_dump())), "seen")
-
-
-def _stores(settings: Settings) -> dict[str, Any]:
-    return {name: store.model_dump() for name, store in settings.stores.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """images, embeddings -> labels (and the embeddings and pixels of degraded views): targets for the scorer.
 
-    spark-submit jobs/label.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/label.py --config conf/demo.yaml
 
 Synthetic preferences in the manner of RankIQA (Liu et al. 2017): a seeded choice of images, each against its blurred,
 noisy, recompressed, over-contrasted and over-saturated copies. They are no human taste, and every row says so: `rater` is the
@@ -13,8 +13,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Label, Settings, digest
-from jobs import command, embedding, progress, rejects, waves
+from jobs import command, embedding, progress, waves
 from jobs.lake import Lake
+from jobs.tables import TABLES
 from jobs.waves import Projection
 from udfs import degrade
 from udfs.embed import ORIGINAL
@@ -44,18 +45,20 @@ def chosen(lake: Lake, settings: Settings) -> DataFrame:
 
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
-    """(image, view) pairs without a label -> (image_id, view, want, addresses, uri, offset); the original wants nothing."""
+    """(image, view) pairs without a label, or whose view lacks an output of this config -> (image_id, view, want, tried, addresses,
+    uri, offset). The original wants nothing; a pair of which an output was refused for good gets no label.
+    """
     rule, told = rater(settings.label)
     views = F.explode(F.array(*[F.lit(view) for view in (ORIGINAL, *settings.label.views)])).alias("view")
     pairs = chosen(lake, settings).select("image_id", views)
+    lacking = embedding.outstanding(lake, pairs.where(F.col("view") != ORIGINAL), settings, NAME, settings.label.seed)
     labelled = lake.read("labels").where((F.col("rater") == rule) & (F.col("fingerprint") == told)).select("image_id", "view")
-    pairs = pairs.join(labelled, ["image_id", "view"], "left_anti")
-    fingerprints = embedding.outputs(settings, settings.label.seed)
-    lacking = embedding.missing(lake, pairs.where(F.col("view") != ORIGINAL), fingerprints, NAME)
-    settled = rejects.settled(lake, NAME).where(F.col("fingerprint").isin(*fingerprints.values())).select("input_key").distinct()
-    pairs = pairs.withColumn("input_key", embedding.input_key()).join(settled, "input_key", "left_anti").drop("input_key")
-    whole = pairs.join(lacking, ["image_id", "view"], "left")
-    return embedding.with_addresses(lake, whole.withColumn("want", F.coalesce("want", F.array().cast("array<string>"))))
+    lacking = lacking.select("image_id", "view", "want", "refused")
+    judged = pairs.join(lacking, ["image_id", "view"], "left").join(labelled.withColumn("has", F.lit(True)), ["image_id", "view"], "left")
+    none = F.array().cast("array<string>")
+    judged = judged.withColumns({"want": F.coalesce("want", none), "refused": F.coalesce("refused", none)})
+    unlabelled = F.col("has").isNull() & (F.size("refused") == 0)
+    return embedding.placed(lake, judged.where((F.size("want") > 0) | unlabelled).drop("refused", "has"), settings)
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
@@ -70,8 +73,10 @@ def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def labels_of(staged: DataFrame, run: str) -> DataFrame:
-        mine = staged.where(F.col("reject").isNull()).select("image_id", "view", "label.*")
-        return mine.withColumns({"kind": F.lit(KIND), "run": F.lit(run)})
+        mine = staged.where(F.col("reject").isNull()).select("image_id", "view", F.lit(KIND).alias("kind"), "label.*")
+        # a view that only lacked the output of a new encoder has its label
+        known = lake.read("labels", lake.version("labels")).select(*TABLES["labels"].key)
+        return mine.join(known, list(TABLES["labels"].key), "left_anti").withColumn("run", F.lit(run))
 
     return embedding.tables(lake, settings, NAME) | {"labels": labels_of}
 

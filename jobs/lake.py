@@ -18,7 +18,9 @@ from udfs.reject import Reject
 
 FENCE = 2**62  # a txnVersion above every wave number
 HISTORY = "interval 365 days"
-VIOLATION = re.compile(r"(CHECK|NOT NULL) constraint .*")  # in the message of Delta's invariant exceptions
+VIOLATION = re.compile(  # the message of Delta's invariant exceptions
+    r"\[DELTA_(?:VIOLATE_CONSTRAINT_WITH_VALUES|NOT_NULL_CONSTRAINT_VIOLATED|MISSING_NOT_NULL_COLUMN_VALUE)\] (.*)"
+)
 
 
 class ConstraintViolated(RuntimeError):
@@ -30,9 +32,10 @@ class Lake:
 
     def __init__(self, spark: SparkSession, settings: Settings) -> None:
         self.spark = spark
-        self.opener = Opener({name: store.model_dump() for name, store in settings.stores.items()})
+        self.opener = Opener(settings.store_options)
         self.root = to_uri(settings.lake.root).rstrip("/")
         self._schema = settings.lake.catalog and f"{settings.lake.catalog}.{settings.lake.schema_name}"
+        self.has_catalog = self._schema is not None
 
     def create(self) -> None:
         """Every table of jobs/tables.py that is not there yet, with its constraints."""
@@ -71,7 +74,7 @@ class Lake:
         except (PySparkException, Py4JJavaError) as error:
             if (refused := VIOLATION.search(str(error))) is None:
                 raise
-            raise ConstraintViolated(f"table {table}: {refused[0]}") from error
+            raise ConstraintViolated(f"table {table}: {refused[1]}") from error
 
     def fence(self, table: str, app: str) -> None:
         """After this no append of `app` lands: what a driver that lost its lease may still send is skipped."""
@@ -106,7 +109,16 @@ class Lake:
     def _exists(self, table: str) -> bool:
         if self._schema:
             return self.spark.catalog.tableExists(self._name(table))
-        return "_delta_log" in self.folders(self.area(table))
+        log = self.area(table, "_delta_log")
+        try:
+            if any(entry.uri.endswith((".json", ".parquet")) for entry in self.opener.entries(log)):
+                return True
+        except Reject as reject:
+            if reject.code != "missing":
+                raise
+            return False
+        self.opener.delete(log)  # a driver was killed before the first commit; Delta would take the folder for the table
+        return False
 
     def _create(self, name: str) -> None:
         table = TABLES[name]

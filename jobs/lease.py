@@ -1,4 +1,4 @@
-"""One driver a stage: a lease file with a heartbeat, on any store; and the landing lock of a local lake.
+"""One driver a stage: a lease file with a heartbeat, on any store; and the landing lock of a lake.
 
 The file says who holds the stage. It is taken by writing it and reading it back after a pause, renewed by a thread,
 and read again before every landing, so that of two drivers that race at most one goes on. A holder whose lease expired
@@ -14,8 +14,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from conf.settings import Mistake
@@ -129,13 +129,32 @@ def _started(pid: int) -> int | None:
 
 
 @contextmanager
-def landing(lake: Lake) -> Iterator[None]:
-    """One landing at a time on a local lake, where Delta's log store is safe for one JVM only. A dead holder's lock is free."""
-    if not lake.root.startswith("file://"):
+def landing(lake: Lake, run: str, seconds: int) -> Iterator[None]:
+    """One landing at a time where Delta's log store is safe for one JVM only: on a local disk, and on S3 as Delta comes. A dead
+    holder's lock is free: at once on a local disk, on S3 when its `seconds` are over. A catalog orders commits itself.
+    """
+    if lake.has_catalog:
         yield
-        return
-    path = to_path(lake.area("_leases", "landing.lock"))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    elif lake.root.startswith("file://"):
+        path = to_path(lake.area("_leases", "landing.lock"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    else:
+        with _wait_for(lambda: Lease(lake, "landing", run, seconds)) as lock_of_all:
+            yield
+            lock_of_all.check()
+
+
+@contextmanager
+def _wait_for(lease: Callable[[], Lease]) -> Iterator[Lease]:
+    """Holds a lease as soon as its holder lets it go."""
+    with ExitStack() as stack:
+        held: Lease | None = None
+        while held is None:
+            try:
+                held = stack.enter_context(lease())
+            except LeaseHeld:
+                time.sleep(SETTLE_REMOTE)
+        yield held

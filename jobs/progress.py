@@ -1,4 +1,4 @@
-"""How far a long stage is: done / total, images per second, time left; and how long a plan will take, from the last run."""
+"""How far a long stage is: done / total, rate, time left; and how long a plan will take, from an earlier run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from jobs.lake import Lake
 from udfs.reject import Reject
 
 EVERY = 10.0  # seconds between two lines of a wave
+SMALL = 0.1  # of the rows of the run whose rate is kept: a smaller run does not replace it
 
 
 class Progress:
     """Prints a line at the end of each wave, and every EVERY seconds within one from Spark's count of finished tasks."""
 
-    def __init__(self, lake: Lake, stage: str, total: int) -> None:
-        self._lake, self._stage, self._total = lake, stage, total
+    def __init__(self, lake: Lake, stage: str, total: int, unit: str) -> None:
+        self._lake, self._stage, self._total, self._unit = lake, stage, total, unit
         self._done = 0
         self._start = time.monotonic()
 
@@ -54,29 +56,37 @@ class Progress:
         seconds = time.monotonic() - self._start
         rate = done / seconds
         left = f", about {duration((self._total - done) / rate)} left" if 0 < done < self._total else ""
-        print(f"{self._stage}: {done}/{self._total} images, {rate:.1f} images/s{left} ({what})", flush=True)
+        print(f"{self._stage}: {done}/{self._total} {self._unit}, {rate:.1f} {self._unit}/s{left} ({what})", flush=True)
 
 
 @contextmanager
-def of(lake: Lake, stage: str, total: int) -> Iterator[Progress]:
-    """Progress of a run; its rate is kept for the next plan."""
-    told = Progress(lake, stage, total)
+def of(lake: Lake, stage: str, total: int, unit: str = "images") -> Iterator[Progress]:
+    """Progress of a run. Its rate is kept for the next plan, unless a much larger run's is known: a small run is all start-up."""
+    told = Progress(lake, stage, total, unit)
     yield told
-    lake.opener.write(_rates(lake, stage), json.dumps({"images_per_second": told.rate(), "images": total}).encode())
+    known = _measured(lake, stage)
+    if known is None or total >= SMALL * known["rows"]:
+        lake.opener.write(_rates(lake, stage), json.dumps({"per_second": told.rate(), "rows": total}).encode())
 
 
-def estimate(lake: Lake, stage: str, rows: int) -> str:
+def estimate(lake: Lake, stage: str, rows: int, unit: str = "images") -> str:
     """Pending rows -> a line for `--plan`."""
     if rows == 0:
         return f"{stage}: nothing to do"
+    known = _measured(lake, stage)
+    if known is None:
+        return f"{stage}: {rows} {unit} pending; how long is unknown, no earlier run of this stage was measured on this lake"
+    rate = f"{known['per_second']:.1f} {unit}/s of an earlier run of {known['rows']}"
+    return f"{stage}: {rows} {unit} pending, about {duration(rows / known['per_second'])} at the {rate}"
+
+
+def _measured(lake: Lake, stage: str) -> dict[str, Any] | None:
     try:
-        last = json.loads(lake.opener.read(_rates(lake, stage)))
+        return json.loads(lake.opener.read(_rates(lake, stage)))
     except Reject as reject:
         if reject.code != "missing":
             raise
-        return f"{stage}: {rows} pending; how long is unknown, no earlier run of this stage was measured on this lake"
-    seconds = rows / last["images_per_second"]
-    return f"{stage}: {rows} pending, about {duration(seconds)} at the last run's {last['images_per_second']:.1f} images/s"
+        return None
 
 
 def duration(seconds: float) -> str:

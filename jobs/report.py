@@ -1,6 +1,6 @@
 """all tables -> one HTML file that opens without a server.
 
-    spark-submit jobs/report.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/report.py --config conf/demo.yaml
 
 Funnel, reject reasons and dropped images with thumbnails, score histogram with images of each bin, pixel statistics, label
 quality, versions of everything. It reads a bounded number of images, whatever the lake's size; what cannot be drawn is
@@ -22,8 +22,9 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, digest
-from jobs import command, embedding, facts, funnel, score, select_images
+from jobs import command, embedding, facts, funnel, occurrences, score, select_images
 from jobs.lake import Lake
+from jobs.registry import Head
 from jobs.tables import TABLES
 from udfs import decode, reject
 from udfs.embed import ORIGINAL, PIXELS
@@ -43,8 +44,9 @@ BARS = 24
 PACKAGES = ("pyspark", "delta-spark", "torch", "open_clip_torch", "pillow", "numpy", "pyarrow", "mlflow")
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    head = score.champion(settings)
+def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
+    """`head`: the champion where the caller has resolved it."""
+    head = head or score.champion(settings)
     versions = lake.versions(TABLES)
     selection = select_images.identity(lake, settings, score.fingerprint(head), {name: versions[name] for name in facts.TABLES})
     identity = digest(REPORT_VERSION, versions, selection, head.version, head.tags, settings.report, settings.label)
@@ -62,8 +64,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     told = {
         "identity": identity,
         "config": {"lake": settings.lake.root, "selection": f"{settings.select.name} ({selection})"},
-        "funnel": funnel.measure(lake, selection, embedding.of_scorer(settings), score.fingerprint(head)),
-        "rejects": _rejects(lake, settings, many),
+        "funnel": funnel.measure(lake, settings, selection, score.fingerprint(head)),
+        "rejects": _rejects(lake, settings, score.fingerprint(head), many),
         "drops": _drops(lake, settings, selection, many),
         "bins": _bins(lake, settings, score.fingerprint(head), many),
         "statistics": _statistics(lake, outputs[PIXELS]),
@@ -95,8 +97,10 @@ def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str
     for row in rows:
         picture, why = None, ""
         try:
-            if row["uri"] is None or not row["length"] or row["length"] > settings.limits.max_bytes:
-                raise reject.Reject("too_many_bytes" if row["length"] else "empty")
+            if row["uri"] is None or (row["length"] or 0) <= 0:  # -1: there was nothing to measure
+                raise reject.Reject("empty")
+            if row["length"] > settings.limits.max_bytes:
+                raise reject.Reject("too_many_bytes")
             picture = thumbnail(lake.opener.read(row["uri"], row["offset"], row["length"]), settings.limits.model_dump())
         except reject.Reject as failed:
             why = failed.code
@@ -114,13 +118,12 @@ def _some(rows: DataFrame, group: str, many: int) -> dict[Any, list[Row]]:
 
 
 def _placed(lake: Lake, rows: DataFrame) -> DataFrame:
-    """Adds the first address of each image."""
-    first = F.min(F.struct("uri", "offset", "length")).alias("place")
-    return rows.join(lake.read("sources").groupBy("image_id").agg(first), "image_id").select(*rows.columns, "place.*")
+    """Adds the latest address of each image."""
+    return rows.join(occurrences.latest(lake.read("sources"), "uri", "offset", "length"), "image_id")
 
 
-def _rejects(lake: Lake, settings: Settings, many: int) -> list[dict[str, Any]]:
-    rows = lake.read("rejects").dropDuplicates(["stage", "input_key", "offset", "code"])  # not each output and attempt
+def _rejects(lake: Lake, settings: Settings, scores: str, many: int) -> list[dict[str, Any]]:
+    rows = funnel.standing(lake, settings, scores)
     name = F.element_at(F.split("uri", "/"), -1)
     rows = rows.withColumn("caption", F.concat_ws(" · ", name, "stage", "detail"))
     counts = {row["code"]: row["count"] for row in rows.groupBy("code").count().collect()}

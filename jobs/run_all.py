@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from conf.settings import Mistake, Settings
-from jobs import command, embed, embedding, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
+from jobs import command, embed, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
 from jobs.lake import Lake
+from jobs.registry import Head
 from udfs.opener import to_path
 
 
@@ -24,27 +25,34 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
     """`arguments`: the command line's, handed to the trainer as they are (None: sys.argv)."""
     start = time.monotonic()
     if plan_only:
-        for stage in (ingest, embed, label):
-            stage.run(lake, settings, True)
+        if not ingest.run(lake, settings, True):
+            embed.run(lake, settings, True)
+            label.run(lake, settings, True)
         print("the later stages are planned from what these land: run `--plan` of each once it has its inputs")
         return
+    heads: list[Head] = []  # the champion, resolved once: a promotion in the middle of a run must not split it
+
+    def head() -> Head:
+        heads[:] = heads or [score.champion(settings)]
+        return heads[0]
+
     stages: list[tuple[str, Callable[[], object]]] = [
         ("ingest", lambda: ingest.run(lake, settings)),
         ("embed", lambda: embed.run(lake, settings)),
         ("label", lambda: label.run(lake, settings)),
         ("export labels", lambda: export_labels.run(lake, settings)),
         ("train scorer", lambda: train(lake, settings, sys.argv[1:] if arguments is None else arguments)),
-        ("score", lambda: score.run(lake, settings)),
-        ("select", lambda: select_images.run(lake, settings)),
-        ("export selection", lambda: export_selection.run(lake, settings)),
-        ("report", lambda: report.run(lake, settings)),
+        ("score", lambda: score.run(lake, settings, head=head())),
+        ("select", lambda: select_images.run(lake, settings, head=head())),
+        ("export selection", lambda: export_selection.run(lake, settings, head=head())),
+        ("report", lambda: report.run(lake, settings, head=head())),
     ]
     for number, (name, work) in enumerate(stages, 1):
         began = time.monotonic()
         print(f"== {number}/{len(stages)} {name}", flush=True)
         work()
         print(f"   {name}: {time.monotonic() - began:.1f} s", flush=True)
-    tell(lake, settings, time.monotonic() - start)
+    tell(lake, settings, head(), time.monotonic() - start)
 
 
 def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
@@ -58,10 +66,10 @@ def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
         )
 
 
-def tell(lake: Lake, settings: Settings, seconds: float) -> None:
-    scores = score.fingerprint(score.champion(settings))
+def tell(lake: Lake, settings: Settings, head: Head, seconds: float) -> None:
+    scores = score.fingerprint(head)
     selection = select_images.identity(lake, settings, scores, lake.versions(facts.TABLES))
-    counted = funnel.measure(lake, selection, embedding.of_scorer(settings), scores)
+    counted = funnel.measure(lake, settings, selection, scores)
     print(f"\nThe funnel of selection {settings.select.name} ({selection}):")
     print("\n".join(funnel.lines(counted)))
     print(f"\nreport   {settings.report.path} (open it in a browser)")

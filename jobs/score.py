@@ -1,6 +1,6 @@
 """embeddings + the champion -> scores, rejects: a raw score and score_0..9 for every embedded image.
 
-    spark-submit jobs/score.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/score.py --config conf/demo.yaml
 
 The alias is resolved to a version once, at the start. A new champion recomputes this table only. Cost: some 20,000
 vectors/s a core. A score that is no number gets the reject `not_finite`.
@@ -25,8 +25,9 @@ from udfs.embed import ORIGINAL
 NAME = "score"
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    head = champion(settings)
+def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
+    """`head`: the champion where the caller has resolved it."""
+    head = head or champion(settings)
     if plan_only:
         print(progress.estimate(lake, NAME, pending(lake, settings, head).count()))
         return
@@ -47,7 +48,8 @@ def champion(settings: Settings) -> Head:
     if head.encoder_fingerprint != ours:
         raise Mistake(
             f"{head.model} version {head.version} was trained on vectors {head.encoder_fingerprint}, this config embeds {ours}; "
-            f"train a head on these vectors, or set `encoder` and `embed.precision` to those of the head"
+            f"train a head on these vectors and make it the {settings.score.alias} (training.train_scorer prints the command), "
+            f"or set `encoder` and `embed.precision` to those of the head"
         )
     return head
 

@@ -1,10 +1,10 @@
 """images and what is known of them -> decisions (one row for EVERY image, all rules it failed) and a frozen selection.
 
-    spark-submit jobs/select_images.py --config conf/demo.yaml
+    spark-submit --jars '.cache/jars/*.jar' jobs/select_images.py --config conf/demo.yaml
 
-The rules are YAML (`select`): floors, maxima, allowed and excluded words, and a seeded limit. Same tables, same rules, same
-selection: its id is their digest, and one that is there is not made again. An image without a value fails the rules over
-that value, named. Cost: a join of narrow tables, no model.
+The rules are YAML (`select`): floors, maxima, allowed and excluded words, and a seeded limit; one rule stands always: an image
+that any of its sources has opted out is dropped (`opted_out`). Same tables, same rules, same selection: its id is their digest,
+and one that is there is not made again. An image without a value fails the rules over that value, named. Cost: a join of narrow tables, no model.
 """
 
 from __future__ import annotations
@@ -12,18 +12,25 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Select, Settings, digest
-from jobs import command, embedding, facts, score, waves
+from conf.settings import Mistake, Select, Settings, digest, load_encoder
+from jobs import command, embed, embedding, facts, score, waves
 from jobs.lake import Lake
+from jobs.registry import Head
 from jobs.waves import Projection
 from udfs.embed import PIXELS
 
 NAME = "select"
+OPTED_OUT = Select.Rule(name="opted_out", value="opt_out", none_of=("true",))
 FAILED = "array<struct<rule:string,value:string,bound:string,version:string>>"
 
 
-def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    head = score.champion(settings)
+def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
+    """`head`: the champion where the caller has resolved it."""
+    head = head or score.champion(settings)
+    needed = F.array(F.lit(PIXELS), F.lit(load_encoder(settings.encoder).name))
+    waiting = embed.pending(lake, settings).where(F.arrays_overlap("want", needed))
+    if not embedding.untried(lake, waiting, embed.NAME).isEmpty():
+        raise Mistake("select: images have no vector or pixel statistics by this config yet; run the stages embed and score first")
     if not score.pending(lake, settings, head).isEmpty():
         raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
     scores = score.fingerprint(head)
@@ -67,7 +74,8 @@ def is_made(lake: Lake, selection: str) -> bool:
 
 def decide(known: DataFrame, settings: Select) -> DataFrame:
     """facts.gather rows -> (image_id, kept, failed, score), deterministic in the seed."""
-    failures = F.filter(F.array(*[_failure(rule) for rule in settings.rules]).cast(FAILED), lambda failed: failed.isNotNull())
+    rules = (OPTED_OUT, *settings.rules)
+    failures = F.filter(F.array(*[_failure(rule) for rule in rules]).cast(FAILED), lambda failed: failed.isNotNull())
     rows = known.select("image_id", failures.alias("failed"), F.col("score").cast("int").alias("score"))
     if settings.limit is not None:
         draw = F.xxhash64(F.lit(settings.seed), "image_id")

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from py4j.java_gateway import JavaPackage
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
@@ -59,6 +60,10 @@ def start(settings: Spark) -> SparkSession:
             builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
+    if settings.jars is not None and isinstance(spark._jvm.io.delta.sql.DeltaSparkSessionExtension, JavaPackage):  # type: ignore[union-attr]
+        raise Mistake(
+            f"spark.jars: spark-submit started its JVM before it was read, and without Delta; add --jars '{settings.jars}/*.jar' to the command"
+        )
     return spark
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Settings
+from conf.settings import Settings, digest
 from jobs import ordering, waves
 from jobs.lake import Lake
 from jobs.waves import Projection, Stage
@@ -26,6 +26,13 @@ from udfs.opener import to_uri
 def folder(settings: Settings, kind: str, export: str) -> str:
     """URI of an export."""
     return f"{to_uri(settings.export.root).rstrip('/')}/{kind}-{export}"
+
+
+def identity(kind: str, rows: DataFrame, settings: Settings) -> tuple[str, int]:
+    """-> (a digest of the rows' content and the export's settings, their number)."""
+    summed = rows.agg(F.count("*").alias("n"), F.sum(F.xxhash64(*rows.columns).cast("decimal(38,0)")).alias("content")).first()
+    assert summed is not None
+    return digest(kind, str(summed["content"]), summed["n"], settings.export.model_dump(exclude={"root"})), summed["n"]
 
 
 def make(
@@ -54,8 +61,9 @@ def _write(stage: Stage, settings: Settings, root: str, rows: DataFrame, order: 
     starts = numbered.groupBy("bucket").agg(F.min("at").alias("first"))
     place = F.floor((F.col("at") - F.col("first")) / settings.export.rows_per_file).cast("int")
     filed = numbered.join(F.broadcast(starts), "bucket").withColumn("file", place).drop("first")
-    stores = {name: store.model_dump() for name, store in settings.stores.items()}
-    written = filed.groupBy("bucket", "file").applyInArrow(partial(kernel.write_file, root=root, stores=stores), kernel.SCHEMA)
+    written = filed.groupBy("bucket", "file").applyInArrow(
+        partial(kernel.write_file, root=root, stores=settings.store_options), kernel.SCHEMA
+    )
     files = sorted(
         (row.asDict() for row in written.collect()), key=lambda row: row["file"]
     )  # one small row a file; no orderBy: it runs a UDF twice

@@ -66,12 +66,15 @@ class Stage:
         counts = self.lake.staged(uri).groupBy("wave").count().orderBy("wave").collect()
         return Plan(uri, {row["wave"]: row["count"] for row in counts})
 
-    def run(self, plan: Plan, compute: Callable[[DataFrame], DataFrame]) -> None:
-        """Computes and lands every wave; an error of a wave or of its landing ends the run after the landing under way."""
+    def run(self, plan: Plan, compute: Callable[[DataFrame], DataFrame], unit: str = "images") -> None:
+        """Computes and lands every wave; an error of a wave or of its landing ends the run after the landing under way.
+
+        unit: what the rows are, for the lines of progress.
+        """
         if plan.rows == 0:
             print(f"{self.name}: nothing to do", flush=True)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="landing") as pool, progress.of(self.lake, self.name, plan.rows) as told:
+        with ThreadPoolExecutor(1, thread_name_prefix="landing") as pool, progress.of(self.lake, self.name, plan.rows, unit) as told:
             under_way: Future[None] | None = None
             for wave, rows in plan.waves.items():
                 with told.wave(wave, len(plan.waves), rows):
@@ -98,7 +101,7 @@ class Stage:
             waves = self._complete_waves(run)
             for wave in waves:
                 self._land(run, wave)
-            with landing(self.lake):
+            with landing(self.lake, self.run_id, self._waves.lease_seconds):
                 self._lease.check()
                 for table in self._tables:
                     self.lake.fence(table, run)
@@ -121,7 +124,7 @@ class Stage:
     def _land(self, run: str, wave: int) -> None:
         """Every table's rows of one staged wave, then the staged wave goes. Landing it again is skipped by the tables."""
         staged = self.lake.staged(f"{self._wave_uri(run, wave)}/rows")
-        with landing(self.lake):
+        with landing(self.lake, self.run_id, self._waves.lease_seconds):
             self._lease.check()
             self.lake.spark.sparkContext.setLocalProperty("spark.scheduler.pool", "landing")
             for table, project in self._tables.items():

@@ -71,7 +71,7 @@ def test_a_stage_plans_from_another_folder(installed: Path, tmp_path: Path) -> N
     shutil.copy(next((ROOT / "tests/data/sample/images").glob("*.jpg")), tmp_path / "images")
     done = run(installed, tmp_path, "-m", "jobs.ingest", "--config", str(config(tmp_path)), "--plan")
     assert done.returncode == 0, done.stderr
-    assert "ingest: 1 pending" in done.stdout
+    assert "ingest: 1 inputs pending" in done.stdout
 
 
 def test_a_wrong_config_is_one_line_and_status_2_from_another_folder(installed: Path, tmp_path: Path) -> None:

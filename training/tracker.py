@@ -88,12 +88,12 @@ def open_run(client: MlflowClient, settings: Mlflow, name: str, params: Mapping[
     client.set_terminated(run, "FINISHED")
 
 
-def log_metrics(client: MlflowClient, run: str, epochs: Sequence[Mapping[str, float]], first: int = 1) -> None:
+def log_metrics(client: MlflowClient, run: str, epochs: Sequence[Mapping[str, float]]) -> None:
     """(run, name -> value of each epoch) -> the run's metrics, step = epoch."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, step) for step, epoch in enumerate(epochs, first) for name, value in epoch.items()]
+    metrics = [Metric(name, value, now, step) for step, epoch in enumerate(epochs, 1) for name, value in epoch.items()]
     for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
         client.log_batch(run, metrics=metrics[start : start + 1000])
 

@@ -1,11 +1,13 @@
 """Addresses -> vectors, perceptual hashes and pixel statistics: one decode an image, every wanted output from it.
 
 Threads read, decode and prepare ahead of the model; only addresses come in and only small columns go out. A row says in
-`want` which outputs it lacks (`pixels`, or the name of an encoder), and of which `view` (`original`, or a degradation).
+`want` which outputs it lacks (`pixels`, or the name of an encoder), and of which `view` (`original`, or a degradation); `tried`
+names the circumstances (addresses, limits) under which it is tried, and comes back with the row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,13 +28,13 @@ PIXELS = "pixels"
 ORIGINAL = "original"
 ADDRESSES = "ARRAY<STRUCT<uri: STRING, offset: BIGINT, length: BIGINT, size: BIGINT, mtime_us: BIGINT>>"
 SCHEMA = (
-    "image_id BINARY, view STRING, want ARRAY<STRING>, worker STRING, "
+    "image_id BINARY, view STRING, want ARRAY<STRING>, tried STRING, worker STRING, "
     "pixels STRUCT<phash: BINARY, phash_mirror: BINARY, mean: FLOAT, contrast: FLOAT, saturation: FLOAT, sharpness: FLOAT, "
     "entropy: FLOAT, colour: STRING>, "
     "embeddings ARRAY<STRUCT<encoder: STRING, vector: BINARY>>, "
     "reject STRUCT<code: STRING, detail: STRING, transient: BOOLEAN, outputs: ARRAY<STRING>, uri: STRING, offset: BIGINT, length: BIGINT>"
 )
-_COLUMNS = ["image_id", "view", "want", "worker", "pixels", "embeddings", "reject"]
+_COLUMNS = ["image_id", "view", "want", "tried", "worker", "pixels", "embeddings", "reject"]
 
 Encoder = Mapping[str, Any]  # conf.settings.Encoder as a mapping
 
@@ -68,11 +70,13 @@ def embed(
     model_threads: int | None = None,
     seed: int = 0,
     place: str = "",
+    verify_hash: bool = True,
 ) -> Iterator[pd.DataFrame]:
-    """Frames with image_id, view, want, addresses -> SCHEMA frames of `batch_size` rows, in order; every row comes out once.
+    """Frames with image_id, view, want, tried, addresses -> SCHEMA frames of `batch_size` rows, in order; every row comes out once.
 
     device: "cpu" or "cuda:N"; precision: "fp32" or "bf16"; window: decoded images that may wait for the model; seed: of the
-    degradations; place: where this runs, noted in `worker`. `reject` names the outputs that could not be made;
+    degradations; place: where this runs, noted in `worker`; verify_hash: the bytes' sha256 must be the image_id. `reject` names
+    the outputs that could not be made;
     the row has the others.
     """
     by_name = {encoder["name"]: encoder for encoder in encoders}
@@ -80,11 +84,11 @@ def embed(
     worker = f"{socket.gethostname()}:{os.getpid()}:{place}"
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        done = {"image_id": row["image_id"], "view": row["view"], "want": list(row["want"]), "worker": worker}
+        done = {name: row[name] for name in ("image_id", "view", "tried")} | {"want": list(row["want"]), "worker": worker}
         done |= {"pixels": None, "embeddings": [], "reject": None, "tensors": {}}
         try:
             if done["want"]:
-                _prepare(done, row, by_name, limits, opener, seed)
+                _prepare(done, row, by_name, limits, opener, seed, verify_hash)
         except Reject as reject:
             address = row["addresses"][-1]
             where = {key: address[key] for key in ("uri", "offset", "length")}
@@ -101,9 +105,15 @@ def embed(
 
 
 def _prepare(
-    done: dict[str, Any], row: dict[str, Any], encoders: Mapping[str, Encoder], limits: Mapping[str, Any], opener: Opener, seed: int
+    done: dict[str, Any],
+    row: dict[str, Any],
+    encoders: Mapping[str, Encoder],
+    limits: Mapping[str, Any],
+    opener: Opener,
+    seed: int,
+    verify_hash: bool,
 ) -> None:
-    data = _read(row["addresses"], opener)
+    data = _read(row["addresses"], opener, row["image_id"] if verify_hash else None)
     with decode.decoding(data, limits) as decoded:  # its share of memory is held until the small outputs are made
         image = decoded.image if row["view"] == ORIGINAL else degrade.degrade(decoded.image, row["view"], seed)
         if PIXELS in done["want"]:
@@ -116,18 +126,20 @@ def _prepare(
         del image, decoded
 
 
-def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener) -> bytes:
-    """The bytes from the first address that still holds what ingest saw; else the last address's reject."""
+def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes | None) -> bytes:
+    """The bytes from the first address that still holds what ingest saw; else the last reject, a transient one before a permanent one."""
     assert len(addresses) > 0
-    failed: Reject | None = None
+    failed: list[Reject] = []
     for address in addresses:
         try:
             expected = Stat(address["size"], address["mtime_us"])
-            return opener.read(address["uri"], address["offset"], address["length"], expected)
+            data = opener.read(address["uri"], address["offset"], address["length"], expected)
+            if sha256 is None or hashlib.sha256(data).digest() == sha256:
+                return data
+            raise Reject("bytes_changed", f"{address['uri']}: size and time as at ingest, but another sha256")
         except Reject as reject:
-            failed = reject
-    assert failed is not None
-    raise failed
+            failed.append(reject)
+    raise max(failed, key=lambda reject: reject.transient)
 
 
 def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: str, precision: str, threads: int | None) -> None:

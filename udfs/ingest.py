@@ -83,15 +83,17 @@ def _identify(data: bytes, limits: Mapping[str, Any]) -> Row:
     return {"image_id": hashlib.sha256(data).digest(), "image": image}
 
 
-def _refused(reject: Reject) -> Row:
+def _refused(reject: Reject | None) -> Row:
+    assert reject is not None
     return {"reject": {"code": reject.code, "detail": reject.detail, "transient": reject.transient}}
 
 
 class _Member(NamedTuple):
     name: str
     offset: int
-    data: bytes | None  # None: over the limit, not read
+    data: bytes | None  # None: not read, for the reason in `refused`
     size: int
+    refused: Reject | None = None
 
     @property
     def key(self) -> str:
@@ -145,10 +147,7 @@ class _Sample:
             self._side.setdefault(member.stem, {})[member.suffix] = member.data
             return
         row = base | {"offset": member.offset, "length": member.size}
-        if member.data is None:
-            row |= _refused(Reject("too_many_bytes", f"{member.name}: {member.size} bytes, limit {limits['max_bytes']}"))
-        else:
-            row |= _identify(member.data, limits)
+        row |= _refused(member.refused) if member.data is None else _identify(member.data, limits)
         self._pictures.append((member._replace(data=None), row))
 
     def rows(self) -> list[Row]:
@@ -180,9 +179,13 @@ def _members(uri: str, max_bytes: int, opener: Opener) -> Iterator[_Member]:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 while (info := archive.next()) is not None:
                     position = info.offset
-                    if info.isreg() and not info.issparse():
+                    if info.isreg():  # folders and links have no bytes of their own
                         yield _member(info, stream, max_bytes)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                position = archive.offset
+                stream.seek(position)
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ends in silence at a header that is none
+                    raise tarfile.ReadError("neither a member's header nor the archive's end (a block of zeros)")
         except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: a pax header that is none
             raise _Broken(str(error) or type(error).__name__, position) from None
         except OSError as error:
@@ -191,10 +194,14 @@ def _members(uri: str, max_bytes: int, opener: Opener) -> Iterator[_Member]:
 
 def _member(info: tarfile.TarInfo, stream: Any, max_bytes: int) -> _Member:
     name = os.fsencode(info.name).decode("utf-8", "backslashreplace")
+    if info.issparse():
+        return _Member(
+            name, info.offset_data, None, info.size, Reject("format_refused", f"{name}: a sparse member has no bytes in one piece")
+        )
     if info.size < 0:
         raise tarfile.ReadError(f"member {name!r} has {info.size} bytes")
     if info.size > max_bytes:
-        return _Member(name, info.offset_data, None, info.size)
+        return _Member(name, info.offset_data, None, info.size, Reject("too_many_bytes", f"{name}: {info.size} bytes, limit {max_bytes}"))
     stream.seek(info.offset_data)
     data = stream.read(info.size)
     if len(data) < info.size:

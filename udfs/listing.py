@@ -10,12 +10,15 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
+from udfs.ahead import ahead
 from udfs.opener import Entry, Opener, Stat, to_path, to_uri
 from udfs.reject import Reject
 
@@ -26,6 +29,8 @@ SCHEMA = (
 WORK_SCHEMA = "uri STRING, recursive BOOLEAN"
 _COLUMNS = [column.split()[0] for column in SCHEMA.split(", ")]
 _CHUNK = 10_000  # entries a frame
+_ASKING = 16  # threads that wait for a store's answer about a manifest's rows
+_STATS_KEPT = 1024
 _FOLDERS_ON_DRIVER = 256  # enough to keep a cluster's tasks busy, few enough to list at once
 
 
@@ -70,10 +75,12 @@ def list_manifest(
     stores: Mapping[str, Any],
 ) -> Iterator[pd.DataFrame]:
     """Frames with a `line` of JSON each -> SCHEMA frames. A bad line is an entry with the problem manifest_row_invalid."""
-    opener = Opener(stores)
-    for frame in frames:
-        rows = [_manifest_row(line, source, to_uri(manifest), columns, licence, opener) for line in frame.line if line.strip()]
-        yield pd.DataFrame(rows, columns=_COLUMNS)
+    stat = lru_cache(_STATS_KEPT)(Opener(stores).stat)  # rows that lie in one archive ask once
+    read = partial(_manifest_row, source=source, manifest=to_uri(manifest), columns=columns, licence=licence, stat=stat)
+    lines = (line for frame in frames for line in frame.line if line.strip())
+    rows = ahead(read, lines, _ASKING, 4 * _ASKING)
+    while chunk := list(islice(rows, _CHUNK)):
+        yield pd.DataFrame(chunk, columns=_COLUMNS)
 
 
 def _walk(uri: str, recursive: bool, opener: Opener) -> Iterator[Entry]:
@@ -108,7 +115,9 @@ def _row(source: str, kind: str, entry: Entry, key: str, licence: str | None) ->
     }
 
 
-def _manifest_row(line: str, source: str, manifest: str, columns: Mapping[str, str], licence: str | None, opener: Opener) -> dict[str, Any]:
+def _manifest_row(
+    line: str, source: str, manifest: str, columns: Mapping[str, str], licence: str | None, stat: Callable[[str], Stat]
+) -> dict[str, Any]:
     fallback = Entry(f"{manifest}#{hashlib.sha256(line.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}", False, Stat(-1, 0))
     try:
         facts = _facts(line, columns)
@@ -120,7 +129,7 @@ def _manifest_row(line: str, source: str, manifest: str, columns: Mapping[str, s
     uri = _beside(manifest, given)
     offset, length = facts.pop("offset"), facts.pop("length")
     try:
-        entry = Entry(uri, False, opener.stat(uri))
+        entry = Entry(uri, False, stat(uri))
     except Reject as reject:
         entry = Entry(uri, False, Stat(-1, 0), reject.code)
     key = facts["key"] if facts["key"] is not None else given

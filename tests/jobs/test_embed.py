@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from pyspark.sql import functions as F
 
 from conf.settings import Settings, load_encoder
-from jobs import embed, embedding, ingest
+from jobs import embed, embedding, funnel, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import keys, write_image
 from udfs import decode, perceptual_hash, pixel_statistics, tower_colour_grid
@@ -104,8 +105,18 @@ def test_pixels_that_cannot_be_decoded_are_a_reject_for_every_output(
         embed.run(lake, settings)
     refused = lake.read("rejects").select("code", "fingerprint").collect()
     assert {row["code"] for row in refused} == {"decode_failed"}
-    assert sorted(row["fingerprint"] for row in refused) == sorted(embedding.outputs(settings).values())
+    assert sorted(row["fingerprint"].rpartition("@")[0] for row in refused) == sorted(embedding.outputs(settings).values())
     assert lake.read("embeddings").count() == 12
+    # a new source of the image is a new chance, and only that
+    shutil.copy(images / "cut.png", images / "again.png")
+    ingest.run(lake, settings)
+    assert [tuple(row["want"]) for row in embed.pending(lake, settings).collect()] == [("colour-grid", "pixels")]
+    embed.run(lake, settings)
+    assert embed.pending(lake, settings).isEmpty()
+    assert lake.read("rejects").where("permanent AND attempts = 1").count() == 4
+    assert [tuple(row) for row in funnel.standing(lake, settings, "no head").select("stage", "code").collect()] == [
+        ("embed", "decode_failed")
+    ]
 
 
 def test_a_wave_staged_under_other_settings_lands_under_its_own_fingerprint(

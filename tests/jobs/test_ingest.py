@@ -41,7 +41,7 @@ def test_a_folder_becomes_images_and_sources_and_a_second_run_does_nothing(
     settings = make_settings()
     lake = make_lake(settings)
     ingest.run(lake, settings, plan_only=True)
-    assert "12 pending" in capsys.readouterr().out
+    assert "12 inputs pending" in capsys.readouterr().out
     assert lake.version("sources") == 0
     ingest.run(lake, settings)
     files = sorted(images.rglob("*.png"))
@@ -68,7 +68,7 @@ def test_a_grown_folder_costs_what_is_new_and_a_changed_file_is_a_new_image(
     shutil.copy(images / "part-1/01.png", images / "part-9/copy.png")
     capsys.readouterr()
     ingest.run(lake, settings, plan_only=True)
-    assert "3 pending" in capsys.readouterr().out
+    assert "3 inputs pending" in capsys.readouterr().out
     ingest.run(lake, settings)
     assert lake.read("images").count() == 14  # 12 + new + changed; the copy is an image that was known
     assert lake.read("sources").count() == 15
@@ -154,6 +154,34 @@ def test_tar_shards_give_addresses_metadata_and_the_members_before_a_cut(
     version = lake.version("sources")
     ingest.run(lake, settings)
     assert lake.version("sources") == version
+    # other limits: what they refuse too is read once more, and not for ever
+    looser = settings.model_copy(update={"limits": settings.limits.model_copy(update={"max_frames": 7})})
+    entries = ingest.listed(lake, looser)
+    assert {row["uri"].rpartition("/")[2] for row in ingest.pending(lake, looser, entries).collect()} == {
+        "a.tar", "b.tar", "c.tar.gz", "d.tar",
+    }  # fmt: skip
+    ingest.run(lake, looser)
+    assert ingest.pending(lake, looser, entries).isEmpty()
+    assert lake.version("sources") == version
+
+
+def test_an_archive_whose_refused_member_other_limits_take_is_read_once_more_and_then_settled(
+    tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake
+) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/a.tar", "w") as archive:
+        add(archive, "1.png", (images / "part-0/00.png").read_bytes())
+        add(archive, "2.png", write_image(tmp_path / "wide.png", 1, (96, 64)).read_bytes())
+    strict = make_settings(ingest=source("tar", tmp_path / "shards"), limits={"max_pixels": 48 * 32})
+    looser = make_settings(ingest=source("tar", tmp_path / "shards"))
+    lake = make_lake(strict)
+    ingest.run(lake, strict)
+    assert keys(lake, "sources", "key") == [("1",)]
+    assert keys(lake, "rejects", "code") == [("too_many_pixels",)]
+    ingest.run(lake, looser)
+    assert keys(lake, "sources", "key") == [("1",), ("2",)]
+    for settings in (looser, strict):
+        assert ingest.pending(lake, settings, ingest.listed(lake, settings)).isEmpty()
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, load
-from jobs import export_labels, select_images, why
+from jobs import embed, export_labels, ingest, label, select_images, why
 from jobs.checks import check
 from jobs.lake import Lake
 from jobs.tables import TABLES
@@ -182,6 +182,16 @@ def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another
     assert {bytes(row["image_id"]) for row in select_images.decide(known, other).where("kept").collect()} != chosen
 
 
+def test_an_image_that_a_source_opted_out_is_dropped_whatever_the_rules(lake: Lake, settings: Settings) -> None:
+    from jobs import facts, score
+
+    known = facts.gather(lake, settings, score.fingerprint(score.champion(settings)), lake.versions(facts.TABLES))
+    out = F.when(F.col("min_side") == 24, F.array(F.lit("true"))).otherwise(F.col("opt_out"))
+    decided = select_images.decide(known.withColumn("opt_out", out), settings.select.model_copy(update={"rules": (), "limit": None}))
+    dropped = [[failed["rule"] for failed in row["failed"]] for row in decided.where(~F.col("kept")).collect()]
+    assert dropped == [["opted_out"]] * 10
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
@@ -227,7 +237,7 @@ def test_the_report_opens_without_a_server_and_shows_what_the_tables_hold(build:
 
 
 def test_a_kill_before_the_manifest_leaves_no_export_and_the_next_run_makes_it(build: Build, lake: Lake, settings: Settings) -> None:
-    """Last in this file: it undoes an export."""
+    """From here on the tests change the lake."""
     root = Path(export_labels.folder(lake, settings).removeprefix("file://"))
     before = json.loads((root / "manifest.json").read_text())
     (root / "manifest.json").unlink()
@@ -236,3 +246,35 @@ def test_a_kill_before_the_manifest_leaves_no_export_and_the_next_run_makes_it(b
     after = json.loads((root / "manifest.json").read_text())
     assert after["files"] == before["files"]  # the same rows give the same bytes
     assert lake.read("exports").where(F.col("kind") == "labels").count() == len(after["files"])
+
+
+def test_another_encoder_needs_its_own_degraded_views_and_no_second_label(build: Build, lake: Lake, settings: Settings) -> None:
+    (build.folder / "finer.yaml").write_text("{name: finer, kernel: colour_grid, width: 192, image_size: 448}")
+    finer = str(build.folder / "finer.yaml")
+    other = settings.model_copy(update={"encoder": finer, "embed": settings.embed.model_copy(update={"encoders": (finer,)})})
+    labels = lake.read("labels").count()
+    embed.run(lake, other)
+    wanted = label.pending(lake, other).select("view", "want").collect()
+    assert sorted((row["view"], *row["want"]) for row in wanted) == sorted((view, "finer") for view in VIEWS for _ in range(CHOSEN))
+    with pytest.raises(Mistake, match="run the stage label first"):
+        export_labels.run(lake, other)
+    label.run(lake, other)
+    assert label.pending(lake, other).isEmpty()
+    assert lake.read("labels").count() == labels
+    assert export_labels.labelled(lake, other, lake.versions(export_labels.TABLES)).count() == labels
+    with pytest.raises(Mistake, match="train a head on these vectors and make it the champion"):
+        select_images.run(lake, other)
+
+
+def test_images_that_no_run_of_embed_has_seen_stop_a_selection(build: Build, lake: Lake, settings: Settings) -> None:
+    write_image(build.folder / "images/late.png", 99, (96, 64))
+    here = settings.model_copy(
+        update={
+            "ingest": load(
+                build.folder / "absolute.yaml", [f"ingest.sources=[{{name: folder, kind: folder, uri: {build.folder}/images}}]"]
+            ).ingest
+        }
+    )
+    ingest.run(lake, here)
+    with pytest.raises(Mistake, match="run the stages embed and score first"):
+        select_images.run(lake, here)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
 from conf.settings import Settings
 from jobs import embed, ingest
 from jobs.lake import Lake
+from jobs.lease import landing
 from tests.jobs.conftest import keys, write_image
 from tests.object_store import BUCKET, ObjectStore, object_store
 
@@ -65,6 +69,27 @@ def test_images_on_s3_in_folders_and_shards_are_ingested_and_embedded_once(
     told = capsys.readouterr().out
     assert "ingest: nothing to do" in told and "embed: nothing to do" in told
     assert lake.versions(before) == before
+
+
+def test_on_s3_a_landing_waits_for_another_drivers(
+    store: ObjectStore, spark: SparkSession, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.lease.SETTLE_REMOTE", 0.2)
+    lake = Lake(spark, make_settings(lake={"root": f"s3://{BUCKET}/lake"}, stores=store.stores))
+    order: list[str] = []
+
+    def land_second() -> None:
+        with landing(lake, "second", 60):
+            order.append("second")
+
+    other = threading.Thread(target=land_second)
+    with landing(lake, "first", 60):
+        other.start()
+        time.sleep(1)
+        order.append("first")
+    other.join(30)
+    assert order == ["first", "second"]
+    assert [key for key in store.keys("lake/_leases/") if not key.endswith("/")] == []
 
 
 def test_an_object_overwritten_after_ingest_is_bytes_changed_and_its_new_bytes_a_new_image(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import waves
+from jobs import progress, waves
 from jobs.lake import ConstraintViolated, Lake
 from jobs.lease import Lease, LeaseHeld, LeaseLost
 from jobs.waves import Projection, Stage
@@ -153,12 +154,13 @@ def expire(lake: Lake) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"image_id": F.lit(b"short")}, "CHECK constraint image_id_is_sha256"), ({"name": F.lit(None)}, "NOT NULL constraint .* name")],
+    [({"image_id": b"short"}, "CHECK constraint image_id_is_sha256"), ({"name": None}, "Column name, which has a NOT NULL constraint")],
     ids=["check", "not null"],
 )
-def test_a_constraint_refuses_what_must_not_be_in_a_table(wrong: dict[str, Column], said: str, lake: Lake) -> None:
+def test_a_constraint_refuses_what_must_not_be_in_a_table(wrong: dict[str, object], said: str, lake: Lake) -> None:
+    row = rows_of(lake, 0, 1).withColumns({name: F.lit(value) for name, value in {"run": "r", **wrong}.items()})
     with pytest.raises(ConstraintViolated, match=f"table selections: {said}"):
-        lake.append("selections", rows_of(lake, 0, 1).withColumns({"run": F.lit("r"), **wrong}), "app", 1)
+        lake.append("selections", row, "app", 1)
     assert landed(lake) == []
 
 
@@ -166,7 +168,10 @@ def test_a_staged_wave_that_a_table_refuses_stops_the_stage_and_says_what_to_do(
     short = rows_of(lake, 0, 1).withColumn("image_id", F.lit(b"short"))
     with pytest.raises(ConstraintViolated), waves.stage(lake, "s", settings, TABLE) as stage:
         stage.run_whole(short)
-    with pytest.raises(ConstraintViolated, match="stage s, wave 0: table selections: CHECK") as again, waves.stage(lake, "s", settings, TABLE):
+    with (
+        pytest.raises(ConstraintViolated, match="stage s, wave 0: table selections: CHECK") as again,
+        waves.stage(lake, "s", settings, TABLE),
+    ):
         pass
     folder = re.search(r"remove (\S+):", str(again.value))
     assert folder is not None
@@ -174,6 +179,23 @@ def test_a_staged_wave_that_a_table_refuses_stops_the_stage_and_says_what_to_do(
     with waves.stage(lake, "s", settings, TABLE) as stage:
         stage.run_whole(rows_of(lake, 0, 1))
     assert landed(lake) == [0]
+
+
+def test_a_table_whose_making_was_cut_is_made_by_the_next_start(lake: Lake, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "lake/labels")
+    (tmp_path / "lake/labels/_delta_log").mkdir(parents=True)
+    lake.create()
+    assert lake.version("labels") == 0
+
+
+def test_the_rate_of_a_small_run_does_not_replace_that_of_a_large_one(lake: Lake) -> None:
+    for rows in (1000, 5):
+        with progress.of(lake, "s", rows) as told, told.wave(0, 1, rows):
+            pass
+        assert "of an earlier run of 1000" in progress.estimate(lake, "s", 10)
+    assert progress.estimate(lake, "other", 3) == (
+        "other: 3 images pending; how long is unknown, no earlier run of this stage was measured on this lake"
+    )
 
 
 def test_the_lake_is_made_once(lake: Lake, tmp_path: Path) -> None:

@@ -55,6 +55,36 @@ def test_several_pictures_of_one_key_keep_their_own_side_files(tmp_path: Path) -
     assert (rows["p.3.png"]["opt_out"], rows["p.3.png"]["licence"]) == (False, None)
 
 
+@pytest.mark.parametrize("where", ["on a boundary", "in a header", "in the data"])
+def test_an_archive_cut_anywhere_says_so_and_keeps_the_members_before(where: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar", [(f"{number}.png", PNG + bytes(number)) for number in range(4)])
+    second_end = read(path)[2]["offset"] - 512
+    path.write_bytes(path.read_bytes()[: second_end + {"on a boundary": 0, "in a header": 200, "in the data": 600}[where]])
+    rows = read(path)
+    assert codes(rows) == ["ok", "ok", "archive_broken"]
+    assert rows[2]["offset"] == second_end
+
+
+def test_a_flipped_bit_in_a_header_in_the_middle_ends_the_archive_there(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar", [(f"{number}.png", PNG + bytes(number)) for number in range(4)])
+    header = read(path)[2]["offset"] - 512
+    data = bytearray(path.read_bytes())
+    data[header + 3] ^= 1
+    path.write_bytes(data)
+    rows = read(path)
+    assert (codes(rows), rows[2]["offset"]) == (["ok", "ok", "archive_broken"], header)
+
+
+def test_a_sparse_member_is_refused_by_name_and_the_next_one_taken(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar", [("a.png", PNG), ("b.png", PNG)])
+    data = bytearray(path.read_bytes())
+    data[156:157] = tarfile.GNUTYPE_SPARSE
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert codes(read(path)) == ["format_refused", "ok"]
+
+
 @pytest.mark.parametrize(
     "side", [b"{", b"[]", b'{"tags": 3}', b'{"opt_out": "perhaps"}', b'{"caption": "\\ud800"}', b"[" * 100_000, b"\xff\xfe", b" " * 2000]
 )
