@@ -37,8 +37,9 @@ def embed(paths: Sequence[Path], tower: Any, model: Any, encoder: Mapping[str, A
 
     def prepare(path: Path) -> Prepared:
         with decode.decoding(path.read_bytes(), limits) as decoded:
-            phash, mirror = perceptual_hash.phash(decoded.image)
-            return Prepared(str(path), phash, mirror, pixel_statistics.measure(decoded.image), tower.prepare(decoded.image, encoder))
+            luma = pixel_statistics.luma_of(decoded.image)
+            statistics = pixel_statistics.measure(decoded.image, luma)
+            return Prepared(str(path), *perceptual_hash.phash(luma), statistics, tower.prepare(decoded.image, encoder))
 
     if encoder["model"] is not None:
         import torch

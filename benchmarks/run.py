@@ -4,7 +4,7 @@
 
 Prints Markdown and writes benchmarks/results/DATE.md (and .json, every single measurement). Each measurement is a process of its
 own (benchmarks/measure.py); the two pipelines take turns. A ratio is of slopes between two sizes, so that start-up stands apart; its
-spread over the repeats says how far to trust it (larger sizes narrow it). About 14 minutes on 2 quiet cores. Parts:
+spread over the repeats says how far to trust it (larger sizes narrow it). About 20 minutes on 2 quiet cores. Parts:
 
     tower      the real CLIP tower on the sample images     pipeline   no model (colour-grid) on 2 MP JPEGs
     scale      no model on small JPEGs, 300 and 3,000       phases     where the stage's time goes, on the pipeline part's images
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 TOWER = Part("tower", "clip-vit-b-16-demo", (48, 144))
-PIPELINE = Part("pipeline", "colour-grid", (100, 500), pictures.TWO_MEGAPIXELS)
+PIPELINE = Part("pipeline", "colour-grid", (100, 1500), pictures.TWO_MEGAPIXELS)
 SCALE = Part("scale", "colour-grid", (300, 3000), pictures.SMALL)
 QUICK = {"tower": (4, 8), "pipeline": (4, 8), "scale": (8, 16)}
 PARTS = ("tower", "pipeline", "scale", "phases", "empty")

@@ -38,10 +38,11 @@ def of_scorer(settings: Settings, seed: int | None = None) -> str:
 
 
 def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, seed: int | None = None) -> DataFrame:
-    """(image_id, view) -> those that lack an output: (image_id, view, want, refused, tried, addresses, uri, offset).
+    """(image_id, view) -> those that lack an output: (image_id, view, want, untried, refused, tried, addresses, uri, offset).
 
-    `want`: outputs that no table holds; `refused`: of those that no table holds, the ones that a permanent reject has settled as
-    `tried` names it. A reject holds for the addresses and the limits that were tried: a new source of the image is a new chance.
+    `want`: outputs that no table holds and that can be made; `untried`: of these, the ones that have not even failed; `refused`:
+    outputs that a permanent reject has settled. A reject holds for what `tried` names, the addresses and the limits: a new
+    source of the image is a new chance.
     """
     fingerprints = outputs(settings, seed)
     pairs = [F.struct(F.lit(name).alias("output"), F.lit(told).alias("fingerprint")) for name, told in fingerprints.items()]
@@ -50,22 +51,21 @@ def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, s
     done = done.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
     lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti")
     placed = lacking.join(_places(lake, settings), "image_id").withColumn("input_key", input_key())
-    settled = rejects.settled(lake, stage).withColumn("settled", F.lit(True))
-    judged = placed.withColumn("fingerprint", reject_fingerprint("fingerprint")).join(settled, ["input_key", "fingerprint"], "left")
-    output = {True: F.when(F.col("settled"), F.col("output")), False: F.when(F.col("settled").isNull(), F.col("output"))}
+    keys = ["input_key", "fingerprint"]
+    failed = lake.read("rejects").where(F.col("stage") == stage).groupBy(*keys).agg(F.max("permanent").alias("settled"))
+    judged = placed.withColumn("fingerprint", reject_fingerprint("fingerprint")).join(failed, keys, "left")
+
+    def outputs_where(condition: Column) -> Column:
+        return F.sort_array(F.collect_list(F.when(condition, F.col("output"))))
+
     told = judged.groupBy("image_id", "view").agg(
-        F.sort_array(F.collect_list(output[False])).alias("want"),
-        F.sort_array(F.collect_list(output[True])).alias("refused"),
+        outputs_where(~F.coalesce("settled", F.lit(False))).alias("want"),
+        outputs_where(F.col("settled").isNull()).alias("untried"),
+        outputs_where(F.col("settled")).alias("refused"),
         F.first("tried").alias("tried"),
         F.first("addresses").alias("addresses"),
     )
     return _first_place(told)
-
-
-def untried(lake: Lake, pending: DataFrame, stage: str) -> DataFrame:
-    """Of pending (image_id, view), those that the stage has not even tried: what failed for now is named in `rejects` and holds nobody up."""
-    failed = lake.read("rejects").where(F.col("stage") == stage).select("input_key").distinct()
-    return pending.withColumn("input_key", input_key()).join(failed, "input_key", "left_anti")
 
 
 def placed(lake: Lake, rows: DataFrame, settings: Settings) -> DataFrame:

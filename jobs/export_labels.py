@@ -23,7 +23,7 @@ STATISTICS = ("mean", "contrast", "saturation", "sharpness", "entropy")
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
-    if not embedding.untried(lake, label.pending(lake, settings), label.NAME).isEmpty():
+    if not label.pending(lake, settings).where((F.size("untried") > 0) | (F.size("want") == 0)).isEmpty():
         raise Mistake("export labels: chosen views have no label or no vector of this config yet; run the stage label first")
     versions = lake.versions(TABLES)
     rows = labelled(lake, settings, versions)

@@ -27,25 +27,39 @@ class Funnel(NamedTuple):
 
 def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     """The rejects that hold under this config, one row an input of a stage: stage, input_key, place, image_id, uri, offset, length,
-    code, detail, permanent. Those of inputs that were taken after all, and those of other encoders or heads, are left out.
+    code, detail, permanent. Left out are those of an older state of an entry, of inputs that were taken after all, and of other
+    encoders or heads.
     """
-    rejects = lake.read("rejects").withColumn("place", F.coalesce("offset", F.lit(0)))
-    taken = lake.read("sources").select(F.concat_ws("|", "source", "entry").alias("input_key"), F.col("offset").alias("place"))
-    read = rejects.where(F.col("stage") == ingest.NAME)
+    rejects = lake.read("rejects")
+    taken, latest = _entries(lake)
+    entry = ["input_key", "seen"]
+    read = ingest.states(rejects.where(F.col("stage") == ingest.NAME)).join(latest, entry, "left_semi")
     whole = ~F.col("permanent") | (F.col("place") == 0)  # of an entry, not of one member of an archive
-    held = read.where(whole).join(taken.select("input_key").distinct(), "input_key", "left_anti")
-    held = held.unionByName(read.where(~whole).join(taken.distinct(), ["input_key", "place"], "left_anti").select(*held.columns))
+    held = read.where(whole).join(taken.select(*entry).distinct(), entry, "left_anti")
+    held = held.unionByName(read.where(~whole).join(taken, [*entry, "place"], "left_anti").select(*held.columns)).drop("seen")
     outputs = [*embedding.outputs(settings).values(), *embedding.outputs(settings, settings.label.seed).values()]
     made = lake.read("pixels").select("image_id", "view", "fingerprint")
     made = made.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
     made = made.select(embedding.input_key().alias("input_key"), "fingerprint")
-    computed = rejects.where(F.col("stage").isin(embed.NAME, label.NAME))
+    others = rejects.withColumn("place", F.lit(0).cast("bigint"))
+    computed = others.where(F.col("stage").isin(embed.NAME, label.NAME))
     computed = computed.withColumn("fingerprint", embedding.output_of_reject("fingerprint")).where(F.col("fingerprint").isin(*outputs))
     held = held.unionByName(computed.join(made, ["input_key", "fingerprint"], "left_anti").select(*held.columns))
-    held = held.unionByName(rejects.where((F.col("stage") == score.NAME) & (F.col("fingerprint") == scores)).select(*held.columns))
+    held = held.unionByName(others.where((F.col("stage") == score.NAME) & (F.col("fingerprint") == scores)).select(*held.columns))
     told = F.struct("image_id", "uri", "offset", "length", "code", "detail", "permanent")
-    last = F.max_by(told, F.struct("permanent", "run", "attempts", "code"))
+    last = F.max_by(told, F.struct("run", "permanent", "attempts", "code"))
     return held.groupBy("stage", "input_key", "place").agg(last.alias("told")).select("stage", "input_key", "place", "told.*")
+
+
+def _entries(lake: Lake) -> tuple[DataFrame, DataFrame]:
+    """-> (what is taken of each entry in its latest state: input_key, seen, place; the latest states: input_key, seen)."""
+    taken = lake.read("sources").select(
+        F.concat_ws("|", "source", "entry").alias("input_key"), "seen", F.col("offset").alias("place"), "run"
+    )
+    refused = ingest.states(lake.read("rejects").where(F.col("stage") == ingest.NAME))
+    both = taken.select("input_key", "seen", "run").unionByName(refused.select("input_key", "seen", "run"))
+    latest = both.groupBy("input_key").agg(F.max_by("seen", "run").alias("seen"))  # a run's id begins with its time
+    return taken.drop("run").distinct().join(latest, ["input_key", "seen"], "left_semi"), latest
 
 
 def measure(lake: Lake, settings: Settings, selection: str, scores: str) -> Funnel:
@@ -57,7 +71,7 @@ def measure(lake: Lake, settings: Settings, selection: str, scores: str) -> Funn
     dropped = decisions.select(F.explode("failed.rule").alias("rule")).groupBy("rule").count().orderBy(F.desc("count"), "rule").collect()
     embedded = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == embedding.of_scorer(settings)))
     return Funnel(
-        inputs=lake.read("sources").select("source", "entry", "offset").distinct().count() + at_ingest,
+        inputs=_entries(lake)[0].count() + at_ingest,
         images=lake.read("images").count(),
         embedded=embedded.count(),
         scored=lake.read("scores").where(F.col("fingerprint") == scores).count(),

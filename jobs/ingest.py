@@ -58,12 +58,12 @@ def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
     state, keys = ["source", "entry", "seen"], ["input_key", "fingerprint"]
     keyed = entries.withColumns({"input_key": _input_key(), "fingerprint": _fingerprint(settings)})
     settled = rejects.settled(lake, NAME)
-    taken = lake.read("sources").select(*state, "fingerprint")
-    # an archive of which other limits refused members is read once more, unless these took some or refused them too
-    seen = F.substring_index("fingerprint", "|", -1).alias("seen")
-    refused = settled.select("input_key", seen).distinct()
+    taken = lake.read("sources").select(*state, _input_key().alias("input_key"), F.col("offset").alias("place"))
+    # an archive with members that other limits refused and nobody took is read once more: these limits take or refuse them
+    refused = states(lake.read("rejects").where((F.col("stage") == NAME) & F.col("permanent"))).where("place > 0")
+    refused = refused.join(taken, ["input_key", "seen", "place"], "left_anti").select("input_key", "seen")
     again = keyed.where(F.col("kind") == "tar").join(refused, ["input_key", "seen"], "left_semi")
-    again = again.join(taken, [*state, "fingerprint"], "left_anti").join(settled, keys, "left_anti").select(*state)
+    again = again.join(settled, keys, "left_anti").select(*state)
     done = taken.select(*state).distinct().join(again, state, "left_anti")
     new = keyed.join(done, state, "left_anti").join(settled, keys, "left_anti").drop(*keys)
     images = F.greatest(F.lit(1), F.ceil(F.col("size") / COST_BYTES))
@@ -89,7 +89,7 @@ def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def sources_of(staged: DataFrame, run: str) -> DataFrame:
         absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
         absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
-        found = staged.where(F.col("image").isNotNull()).drop("image", "reject")
+        found = staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint")
         # known ones are members of an archive that is read again
         return _unknown(lake, "sources", found.dropDuplicates(KEY), KEY).withColumns(absent)
 
@@ -97,9 +97,12 @@ def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
 
 
 def _unknown(lake: Lake, table: str, found: DataFrame, key: list[str]) -> DataFrame:
-    """Rows of a wave that the table does not hold. The table is passed over once, at a pinned version, and never shuffled: the wave is small."""
-    known = lake.read(table, lake.version(table)).select(*key)
-    return found.join(known.join(F.broadcast(found.select(*key)), key, "left_semi"), key, "left_anti")
+    """Rows of a wave that the table does not hold. The table, at a pinned version, is passed over and not shuffled: hashes of the
+    wave's keys (8 bytes each) are sent round first, and only rows with such a hash are compared.
+    """
+    hashed = F.xxhash64(*key).alias("hashed")
+    near = lake.read(table, lake.version(table)).select(*key, hashed).join(F.broadcast(found.select(hashed)), "hashed", "left_semi")
+    return found.join(near.drop("hashed"), key, "left_anti")
 
 
 def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
@@ -142,11 +145,17 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
     return rows.select(F.to_json(F.struct("*")).alias("line")).repartition(64)  # a CSV with quoted line breaks is one task
 
 
+def states(refused: DataFrame) -> DataFrame:
+    """Rejects of this stage -> with `seen`, the state of the entry that was refused, and `place`, where in it (0: all of it)."""
+    return refused.withColumns({"seen": F.substring_index("fingerprint", "|", -1), "place": F.coalesce("offset", F.lit(0))})
+
+
 def _input_key() -> Any:
     return F.concat_ws("|", "source", "entry")
 
 
 def _fingerprint(settings: Settings) -> Any:
+    """Ends in `seen`, which has no bar (see `states`)."""
     return F.concat_ws("|", F.lit(kernel.fingerprint(settings.limits.model_dump())), "seen")
 
 

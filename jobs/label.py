@@ -45,18 +45,18 @@ def chosen(lake: Lake, settings: Settings) -> DataFrame:
 
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
-    """(image, view) pairs without a label, or whose view lacks an output of this config -> (image_id, view, want, tried, addresses,
-    uri, offset). The original wants nothing; a pair of which an output was refused for good gets no label.
+    """(image, view) pairs without a label, or whose view lacks an output of this config -> (image_id, view, want, untried, tried,
+    addresses, uri, offset). The original wants nothing; a pair with nothing left but a refused output gets no label.
     """
     rule, told = rater(settings.label)
     views = F.explode(F.array(*[F.lit(view) for view in (ORIGINAL, *settings.label.views)])).alias("view")
     pairs = chosen(lake, settings).select("image_id", views)
     lacking = embedding.outstanding(lake, pairs.where(F.col("view") != ORIGINAL), settings, NAME, settings.label.seed)
     labelled = lake.read("labels").where((F.col("rater") == rule) & (F.col("fingerprint") == told)).select("image_id", "view")
-    lacking = lacking.select("image_id", "view", "want", "refused")
+    lacking = lacking.select("image_id", "view", "want", "untried", "refused")
     judged = pairs.join(lacking, ["image_id", "view"], "left").join(labelled.withColumn("has", F.lit(True)), ["image_id", "view"], "left")
     none = F.array().cast("array<string>")
-    judged = judged.withColumns({"want": F.coalesce("want", none), "refused": F.coalesce("refused", none)})
+    judged = judged.withColumns({name: F.coalesce(name, none) for name in ("want", "untried", "refused")})
     unlabelled = F.col("has").isNull() & (F.size("refused") == 0)
     return embedding.placed(lake, judged.where((F.size("want") > 0) | unlabelled).drop("refused", "has"), settings)
 

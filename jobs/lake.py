@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
@@ -12,12 +13,14 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
+from jobs.lease import landing
 from jobs.tables import TABLES
 from udfs.opener import Opener, to_uri
 from udfs.reject import Reject
 
 FENCE = 2**62  # a txnVersion above every wave number
 HISTORY = "interval 365 days"
+CREATING = 60  # seconds of the lock under which tables are made
 VIOLATION = re.compile(  # the message of Delta's invariant exceptions
     r"\[DELTA_(?:VIOLATE_CONSTRAINT_WITH_VALUES|NOT_NULL_CONSTRAINT_VIOLATED|MISSING_NOT_NULL_COLUMN_VALUE)\] (.*)"
 )
@@ -39,9 +42,12 @@ class Lake:
 
     def create(self) -> None:
         """Every table of jobs/tables.py that is not there yet, with its constraints."""
-        missing = [name for name in TABLES if not self._exists(name)]
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(self._create, missing))
+        if all(map(self._exists, TABLES)):
+            return
+        with landing(self, f"create-{uuid.uuid4().hex[:8]}", CREATING):  # of two drivers that start at once, one makes them
+            missing = [name for name in TABLES if not self._exists(name)]
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(self._create, missing))
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """A table as it is now, or pinned to a version (what a plan that appends to the same table must do)."""
@@ -109,19 +115,20 @@ class Lake:
     def _exists(self, table: str) -> bool:
         if self._schema:
             return self.spark.catalog.tableExists(self._name(table))
-        log = self.area(table, "_delta_log")
         try:
-            if any(entry.uri.endswith((".json", ".parquet")) for entry in self.opener.entries(log)):
-                return True
+            return any(entry.uri.endswith((".json", ".parquet")) for entry in self.opener.entries(self._log(table)))
         except Reject as reject:
             if reject.code != "missing":
                 raise
             return False
-        self.opener.delete(log)  # a driver was killed before the first commit; Delta would take the folder for the table
-        return False
+
+    def _log(self, table: str) -> str:
+        return self.area(table, "_delta_log")
 
     def _create(self, name: str) -> None:
         table = TABLES[name]
+        if not self.has_catalog:
+            self.opener.delete(self._log(name))  # of a driver killed before the first commit: Delta would take the folder for the table
         properties = {
             "delta.logRetentionDuration": HISTORY,
             "delta.deletedFileRetentionDuration": HISTORY,

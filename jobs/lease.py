@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.settings import Mistake
-from jobs.lake import Lake
 from udfs.opener import to_path
 from udfs.reject import Reject
+
+if TYPE_CHECKING:
+    from jobs.lake import Lake
 
 SETTLE_LOCAL, SETTLE_REMOTE = 0.05, 2.0  # seconds for a racing writer's file to become visible
 

@@ -31,7 +31,7 @@ from udfs.embed import ORIGINAL, PIXELS
 from udfs.opener import to_uri
 
 NAME = "report"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 THUMBNAIL = 112  # pixels of the longer side
 STATISTICS = {  # name -> unit, as udfs/pixel_statistics.py defines them
     "mean": "luma, levels of 255",
@@ -49,7 +49,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     head = head or score.champion(settings)
     versions = lake.versions(TABLES)
     selection = select_images.identity(lake, settings, score.fingerprint(head), {name: versions[name] for name in facts.TABLES})
-    identity = digest(REPORT_VERSION, versions, selection, head.version, head.tags, settings.report, settings.label)
+    identity = digest(
+        REPORT_VERSION, embedding.outputs(settings), versions, selection, head.version, head.tags, settings.report, settings.label
+    )
     if not select_images.is_made(lake, selection):
         raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")
     uri = to_uri(settings.report.path)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from conf.settings import Mistake, Settings
 from jobs import command, embed, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
@@ -30,11 +31,11 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
             label.run(lake, settings, True)
         print("the later stages are planned from what these land: run `--plan` of each once it has its inputs")
         return
-    heads: list[Head] = []  # the champion, resolved once: a promotion in the middle of a run must not split it
 
+    @cache
     def head() -> Head:
-        heads[:] = heads or [score.champion(settings)]
-        return heads[0]
+        """The champion, resolved once: a promotion in the middle of a run must not split it."""
+        return score.champion(settings)
 
     stages: list[tuple[str, Callable[[], object]]] = [
         ("ingest", lambda: ingest.run(lake, settings)),
@@ -58,8 +59,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
 def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
     """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
     export = os.fsdecode(to_path(export_labels.folder(lake, settings)))
-    given = [argument for argument in arguments if argument != "--plan"]
-    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *given])
+    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *arguments])
     if done.returncode != 0:
         raise Mistake(
             f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice"

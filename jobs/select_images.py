@@ -13,7 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Select, Settings, digest, load_encoder
-from jobs import command, embed, embedding, facts, score, waves
+from jobs import command, embed, embedding, facts, score, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.waves import Projection
@@ -28,8 +28,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     """`head`: the champion where the caller has resolved it."""
     head = head or score.champion(settings)
     needed = F.array(F.lit(PIXELS), F.lit(load_encoder(settings.encoder).name))
-    waiting = embed.pending(lake, settings).where(F.arrays_overlap("want", needed))
-    if not embedding.untried(lake, waiting, embed.NAME).isEmpty():
+    if not embed.pending(lake, settings).where(F.arrays_overlap("untried", needed)).isEmpty():
         raise Mistake("select: images have no vector or pixel statistics by this config yet; run the stages embed and score first")
     if not score.pending(lake, settings, head).isEmpty():
         raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
@@ -52,7 +51,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
 
 def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
     """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
-    asked = digest(lake.root, settings.lake, settings.select, scores, embedding.outputs(settings)[PIXELS], versions)
+    asked = digest(lake.root, settings.lake, OPTED_OUT, settings.select, scores, embedding.outputs(settings)[PIXELS], versions)
     if asked not in _identities:  # a pass over the facts: several stages of one session ask the same
         _identities[asked] = _summed(facts.gather(lake, settings, scores, versions), settings, scores)
     return _identities[asked]
@@ -62,10 +61,10 @@ _identities: dict[str, str] = {}
 
 
 def _summed(known: DataFrame, settings: Settings, scores: str) -> str:
-    content = F.sum(F.xxhash64("image_id", *facts.NUMBERS, *facts.WORDS).cast("decimal(38,0)")).alias("content")
-    summed = known.agg(F.count("*").alias("images"), content).first()
+    content = snapshot.content(["image_id", *facts.NUMBERS, *facts.WORDS])
+    summed = known.agg(F.count("*").alias("images"), content.alias("content")).first()
     assert summed is not None
-    return digest(settings.select, scores, embedding.outputs(settings)[PIXELS], summed["images"], str(summed["content"]))
+    return digest(OPTED_OUT, settings.select, scores, embedding.outputs(settings)[PIXELS], summed["images"], str(summed["content"]))
 
 
 def is_made(lake: Lake, selection: str) -> bool:

@@ -28,9 +28,15 @@ def folder(settings: Settings, kind: str, export: str) -> str:
     return f"{to_uri(settings.export.root).rstrip('/')}/{kind}-{export}"
 
 
+def content(columns: Sequence[str]) -> Column:
+    """Aggregate over rows -> a number that their content makes, in any order. A NULL counts: xxhash64 alone passes it over."""
+    nulls = F.concat(*[F.col(column).isNull().cast("string") for column in columns])
+    return F.sum(F.xxhash64(*columns, nulls).cast("decimal(38,0)"))
+
+
 def identity(kind: str, rows: DataFrame, settings: Settings) -> tuple[str, int]:
     """-> (a digest of the rows' content and the export's settings, their number)."""
-    summed = rows.agg(F.count("*").alias("n"), F.sum(F.xxhash64(*rows.columns).cast("decimal(38,0)")).alias("content")).first()
+    summed = rows.agg(F.count("*").alias("n"), content(rows.columns).alias("content")).first()
     assert summed is not None
     return digest(kind, str(summed["content"]), summed["n"], settings.export.model_dump(exclude={"root"})), summed["n"]
 

@@ -37,12 +37,11 @@ TABLES: dict[str, Table] = {
             (_ID_CHECK, ("has_size", "width > 0 AND height > 0 AND bytes > 0 AND frames > 0")),
         ),
         Table(
-            # `entry` is what a listing gives (a file, an archive, a manifest row), `seen` the state in which it was read,
-            # `fingerprint` the kernel and the limits that took it
+            # `entry` is what a listing gives (a file, an archive, a manifest row), `seen` the state in which it was read
             "sources",
             f"source STRING NOT NULL, key STRING NOT NULL, {IMAGE_ID}, entry STRING NOT NULL, seen STRING NOT NULL, {ADDRESS}, "
             "size BIGINT NOT NULL, mtime_us BIGINT NOT NULL, tags ARRAY<STRING> NOT NULL, alt_text STRING, licence STRING, "
-            f"opt_out BOOLEAN NOT NULL, derived_from BINARY, fingerprint STRING NOT NULL, {RUN}",
+            f"opt_out BOOLEAN NOT NULL, derived_from BINARY, {RUN}",
             ("source", "key", "entry", "seen", "offset"),
             (_ID_CHECK, ("has_address", "uri IS NOT NULL AND ((offset >= 0 AND length > 0) OR (row_group >= 0 AND row >= 0))")),
         ),

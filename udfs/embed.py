@@ -85,15 +85,14 @@ def embed(
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         done = {name: row[name] for name in ("image_id", "view", "tried")} | {"want": list(row["want"]), "worker": worker}
-        done |= {"pixels": None, "embeddings": [], "reject": None, "tensors": {}}
+        done |= {"pixels": None, "embeddings": [], "reject": None, "tensors": {}, "at": _where(row["addresses"][0])}
         try:
             if done["want"]:
                 _prepare(done, row, by_name, limits, opener, seed, verify_hash)
         except Reject as reject:
-            address = row["addresses"][-1]
-            where = {key: address[key] for key in ("uri", "offset", "length")}
             done |= {"pixels": None, "tensors": {}}
-            done["reject"] = {"code": reject.code, "detail": reject.detail, "transient": reject.transient, "outputs": done["want"]} | where
+            done["reject"] = {"code": reject.code, "detail": reject.detail, "transient": reject.transient, "outputs": done["want"]}
+            done["reject"] |= done["at"]
         return done
 
     rows = (row for frame in frames for row in cast(list[dict[str, Any]], frame.to_dict("records")))
@@ -113,7 +112,7 @@ def _prepare(
     seed: int,
     verify_hash: bool,
 ) -> None:
-    data = _read(row["addresses"], opener, row["image_id"] if verify_hash else None)
+    data = _read(done, row["addresses"], opener, row["image_id"] if verify_hash else None)
     with decode.decoding(data, limits) as decoded:  # its share of memory is held until the small outputs are made
         image = decoded.image if row["view"] == ORIGINAL else degrade.degrade(decoded.image, row["view"], seed)
         if PIXELS in done["want"]:
@@ -126,11 +125,18 @@ def _prepare(
         del image, decoded
 
 
-def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes | None) -> bytes:
-    """The bytes from the first address that still holds what ingest saw; else the last reject, a transient one before a permanent one."""
+def _where(address: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: address[key] for key in ("uri", "offset", "length")}
+
+
+def _read(done: dict[str, Any], addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes | None) -> bytes:
+    """The bytes from the first address that still holds what ingest saw; else a reject, a transient one before a permanent one.
+    `done["at"]` says which address it was.
+    """
     assert len(addresses) > 0
-    failed: list[Reject] = []
+    failed: list[tuple[Reject, Mapping[str, Any]]] = []
     for address in addresses:
+        done["at"] = _where(address)
         try:
             expected = Stat(address["size"], address["mtime_us"])
             data = opener.read(address["uri"], address["offset"], address["length"], expected)
@@ -138,8 +144,10 @@ def _read(addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes 
                 return data
             raise Reject("bytes_changed", f"{address['uri']}: size and time as at ingest, but another sha256")
         except Reject as reject:
-            failed.append(reject)
-    raise max(failed, key=lambda reject: reject.transient)
+            failed.append((reject, address))
+    told, where = max(failed, key=lambda one: one[0].transient)
+    done["at"] = _where(where)
+    raise told
 
 
 def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: str, precision: str, threads: int | None) -> None:

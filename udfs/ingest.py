@@ -182,7 +182,7 @@ def _members(uri: str, max_bytes: int, opener: Opener) -> Iterator[_Member]:
                     if info.isreg():  # folders and links have no bytes of their own
                         yield _member(info, stream, max_bytes)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                position = archive.offset
+                    position = archive.offset  # the next header's
                 stream.seek(position)
                 if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ends in silence at a header that is none
                     raise tarfile.ReadError("neither a member's header nor the archive's end (a block of zeros)")

@@ -8,7 +8,10 @@ CODES: dict[str, tuple[bool, str]] = {
     # code: (transient, what it means)
     "missing": (True, "no object at the address"),
     "unreadable": (True, "the store refused or failed to give the bytes"),
-    "bytes_changed": (False, "size or time of the object differ from those at listing or ingest, and no other source has the image"),
+    "bytes_changed": (
+        False,
+        "size, time or sha256 of the object differ from those at listing or ingest, and no other source has the image",
+    ),
     "address_refused": (False, "an address of a kind that no store here serves"),
     "empty": (False, "zero bytes"),
     "too_many_bytes": (False, "the file is larger than limits.max_bytes"),

@@ -124,7 +124,7 @@ def test_a_wave_staged_under_other_settings_lands_under_its_own_fingerprint(
 ) -> None:
     from jobs import waves
 
-    settings = make_settings()
+    settings = make_settings(waves={"rows": 8, "task_rows": 4})
     lake = make_lake(settings)
     ingest.run(lake, settings)
     first = embedding.outputs(settings)
@@ -132,11 +132,11 @@ def test_a_wave_staged_under_other_settings_lands_under_its_own_fingerprint(
         plan = stage.plan(embed.pending(lake, settings), ["uri", "offset"])
         stage._stage_wave(0, embedding.compute(stage._inputs(plan, 0), settings, first))
         raise KeyboardInterrupt
-    other = make_settings(embed={"encoders": ["colour-grid"], "device": "cpu", "precision": "bf16"})
+    other = make_settings(waves={"rows": 8, "task_rows": 4}, embed={"encoders": ["colour-grid"], "device": "cpu", "precision": "bf16"})
     assert embedding.outputs(other)["colour-grid"] != first["colour-grid"]
     embed.run(lake, other)
     counts = {row["fingerprint"]: row["count"] for row in lake.read("embeddings").groupBy("fingerprint").count().collect()}
-    assert counts == {first["colour-grid"]: 5, embedding.outputs(other)["colour-grid"]: 12}
+    assert counts == {first["colour-grid"]: 8, embedding.outputs(other)["colour-grid"]: 12}
 
 
 def test_degraded_views_have_a_fingerprint_of_their_own(make_settings: MakeSettings) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings
-from jobs import ingest
+from jobs import funnel, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import keys, write_image
 from tests.odd_images import write_folder
@@ -180,8 +180,17 @@ def test_an_archive_whose_refused_member_other_limits_take_is_read_once_more_and
     assert keys(lake, "rejects", "code") == [("too_many_pixels",)]
     ingest.run(lake, looser)
     assert keys(lake, "sources", "key") == [("1",), ("2",)]
-    for settings in (looser, strict):
+    third = make_settings(ingest=source("tar", tmp_path / "shards"), limits={"max_frames": 7})
+    for settings in (looser, strict, third):
         assert ingest.pending(lake, settings, ingest.listed(lake, settings)).isEmpty()
+    assert funnel.standing(lake, looser, "no head").isEmpty()
+    # the latest state of an entry counts: the archive is cut now, and then whole again
+    whole = (tmp_path / "shards/a.tar").read_bytes()
+    for data, refused in ((whole[: len(whole) - 10240 + 200], ["archive_broken"]), (whole, [])):
+        (tmp_path / "shards/a.tar").write_bytes(data)
+        ingest.run(lake, looser)
+        assert [row["code"] for row in funnel.standing(lake, looser, "no head").collect()] == refused
+        assert funnel.measure(lake, looser, "none", "no head").inputs == 2
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -206,7 +215,7 @@ def test_a_manifest_of_any_format_gives_its_metadata(
     else:
         frame.to_parquet(path)
     columns = {"uri": "file", "tags": "words", "alt_text": "says", "opt_out": "stop"}
-    settings = make_settings(ingest=source("manifest", path, columns=columns))
+    settings = make_settings(ingest=source("manifest", path, columns=columns), waves={"rows": 50, "task_rows": 20})
     lake = make_lake(settings)
     ingest.run(lake, settings)
     told = {row["key"]: row for row in lake.read("sources").collect()}

@@ -18,11 +18,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, load
-from jobs import embed, export_labels, ingest, label, select_images, why
+from jobs import embed, embedding, export_labels, ingest, label, score, select_images, why
 from jobs.checks import check
 from jobs.lake import Lake
 from jobs.tables import TABLES
 from tests.jobs.conftest import REPOSITORY, write_image
+from training import tracker, train_scorer
 
 RUN = "import runpy, sys; sys.argv[0] = 'jobs.run_all'; runpy.run_module('jobs.run_all', run_name='__main__'); print('torch loaded:', 'torch' in sys.modules)"
 IMAGES, CHOSEN, VIEWS = 30, 12, {"blur:1": 0.6, "blur:2": 0.2, "noise:2": 0.2}
@@ -170,7 +171,7 @@ def test_every_image_has_one_decision_with_all_the_rules_it_failed(lake: Lake) -
 
 
 def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another(lake: Lake, settings: Settings) -> None:
-    from jobs import facts, score
+    from jobs import facts
 
     head = score.fingerprint(score.champion(settings))
     versions = lake.versions(facts.TABLES)
@@ -183,7 +184,7 @@ def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another
 
 
 def test_an_image_that_a_source_opted_out_is_dropped_whatever_the_rules(lake: Lake, settings: Settings) -> None:
-    from jobs import facts, score
+    from jobs import facts
 
     known = facts.gather(lake, settings, score.fingerprint(score.champion(settings)), lake.versions(facts.TABLES))
     out = F.when(F.col("min_side") == 24, F.array(F.lit("true"))).otherwise(F.col("opt_out"))
@@ -246,6 +247,25 @@ def test_a_kill_before_the_manifest_leaves_no_export_and_the_next_run_makes_it(b
     after = json.loads((root / "manifest.json").read_text())
     assert after["files"] == before["files"]  # the same rows give the same bytes
     assert lake.read("exports").where(F.col("kind") == "labels").count() == len(after["files"])
+
+
+def test_a_new_champion_costs_scores_and_nothing_else(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorter = settings.model_copy(update={"train_scorer": settings.train_scorer.model_copy(update={"epochs": 1})})
+    train_scorer.run(shorter, Path(export_labels.folder(lake, settings).removeprefix("file://")), plan=False)
+    before = {table: lake.version(table) for table in ("images", "embeddings", "pixels", "labels")}
+    client = tracker.connect(settings.mlflow)
+    client.set_registered_model_alias("aesthetic-scorer", "champion", "2")
+    try:
+        head = score.champion(settings)
+        assert score.pending(lake, settings, head).count() == IMAGES
+        monkeypatch.setattr(embedding, "compute", lambda *_: pytest.fail("a tower was to run"))
+        score.run(lake, settings)
+        assert score.pending(lake, settings, head).isEmpty()
+        counts = {row["model_version"]: row["count"] for row in lake.read("scores").groupBy("model_version").count().collect()}
+        assert counts == {"1": IMAGES, "2": IMAGES}
+        assert {table: lake.version(table) for table in before} == before
+    finally:
+        client.set_registered_model_alias("aesthetic-scorer", "champion", "1")
 
 
 def test_another_encoder_needs_its_own_degraded_views_and_no_second_label(build: Build, lake: Lake, settings: Settings) -> None:

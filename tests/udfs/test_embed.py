@@ -49,6 +49,7 @@ def test_a_failure_that_may_pass_is_told_before_one_that_will_not(tmp_path: Path
     for both in ([changed, gone], [gone, changed]):
         reject = embed_one(*both)["reject"]
         assert (reject["code"], reject["transient"], reject["outputs"]) == ("missing", True, ["pixels", "colour-grid"])
+        assert reject["uri"] == gone["uri"]
     assert embed_one(changed)["reject"]["code"] == "bytes_changed"
 
 

@@ -55,11 +55,11 @@ def test_several_pictures_of_one_key_keep_their_own_side_files(tmp_path: Path) -
     assert (rows["p.3.png"]["opt_out"], rows["p.3.png"]["licence"]) == (False, None)
 
 
-@pytest.mark.parametrize("where", ["on a boundary", "in a header", "in the data"])
+@pytest.mark.parametrize("where", ["in the padding", "on a boundary", "in a header", "in the data"])
 def test_an_archive_cut_anywhere_says_so_and_keeps_the_members_before(where: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", [(f"{number}.png", PNG + bytes(number)) for number in range(4)])
     second_end = read(path)[2]["offset"] - 512
-    path.write_bytes(path.read_bytes()[: second_end + {"on a boundary": 0, "in a header": 200, "in the data": 600}[where]])
+    path.write_bytes(path.read_bytes()[: second_end + {"in the padding": -5, "on a boundary": 0, "in a header": 200, "in the data": 600}[where]])
     rows = read(path)
     assert codes(rows) == ["ok", "ok", "archive_broken"]
     assert rows[2]["offset"] == second_end
