@@ -59,7 +59,9 @@ def test_several_pictures_of_one_key_keep_their_own_side_files(tmp_path: Path) -
 def test_an_archive_cut_anywhere_says_so_and_keeps_the_members_before(where: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", [(f"{number}.png", PNG + bytes(number)) for number in range(4)])
     second_end = read(path)[2]["offset"] - 512
-    path.write_bytes(path.read_bytes()[: second_end + {"in the padding": -5, "on a boundary": 0, "in a header": 200, "in the data": 600}[where]])
+    path.write_bytes(
+        path.read_bytes()[: second_end + {"in the padding": -5, "on a boundary": 0, "in a header": 200, "in the data": 600}[where]]
+    )
     rows = read(path)
     assert codes(rows) == ["ok", "ok", "archive_broken"]
     assert rows[2]["offset"] == second_end
