@@ -94,13 +94,13 @@ def thumbnail(data: bytes, limits: dict[str, Any]) -> str:
 
 
 def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows with uri, offset, length and a caption -> what the page shows of each."""
+    """Rows with uri, offset, length, a caption and, when they are rejects, a code -> what the page shows of each."""
     shown = []
-    for row in rows:
+    for row in (one.asDict() for one in rows):
         picture, why = None, ""
         try:
             if row["uri"] is None or (row["length"] or 0) <= 0:  # -1: there was nothing to measure
-                raise reject.Reject("empty")
+                raise reject.Reject(row.get("code", "empty"))
             if row["length"] > settings.limits.max_bytes:
                 raise reject.Reject("too_many_bytes")
             picture = thumbnail(lake.opener.read(row["uri"], row["offset"], row["length"]), settings.limits.model_dump())

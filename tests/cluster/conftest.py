@@ -68,15 +68,15 @@ class Cluster:
     def executors(self) -> list[psutil.Process]:
         """The executor JVMs of the application that runs now."""
         children = [child for worker in self.workers for child in psutil.Process(worker).children()]
-        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(_command_line(child))]
+        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(command_line(child))]
 
     def python_workers(self) -> list[psutil.Process]:
         """The Python workers of those executors: children of each one's pyspark.daemon."""
-        daemons = [child for executor in self.executors() for child in executor.children() if "pyspark.daemon" in _command_line(child)]
+        daemons = [child for executor in self.executors() for child in executor.children() if "pyspark.daemon" in command_line(child)]
         return [worker for daemon in daemons for worker in daemon.children()]
 
 
-def _command_line(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -27,7 +27,7 @@ from pyspark.sql import SparkSession
 from conf.settings import Settings, load
 from jobs import embed, ingest
 from jobs.lake import Lake
-from tests.cluster.conftest import ROOT, Cluster
+from tests.cluster.conftest import ROOT, Cluster, command_line
 from tests.cluster.disturb import committed, complete, is_computing, landing_held, staged, wait_for
 from tests.jobs.conftest import keys
 
@@ -121,7 +121,7 @@ class Run(NamedTuple):
         max(executors, key=lambda executor: sum(executor.cpu_times()[:2])).kill()
 
     def python_driver(self) -> psutil.Process:
-        return next(child for child in psutil.Process(self.job.pid).children(recursive=True) if "embed.py" in " ".join(child.cmdline()))
+        return next(child for child in psutil.Process(self.job.pid).children(recursive=True) if "embed.py" in " ".join(command_line(child)))
 
 
 @pytest.fixture
