@@ -53,9 +53,7 @@ def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
 
 def _entries(lake: Lake) -> tuple[DataFrame, DataFrame]:
     """-> (what is taken of each entry in its latest state: input_key, seen, place; the latest states: input_key, seen)."""
-    taken = lake.read("sources").select(
-        F.concat_ws("|", "source", "entry").alias("input_key"), "seen", F.col("offset").alias("place"), "run"
-    )
+    taken = lake.read("sources").select(ingest.input_key().alias("input_key"), "seen", F.col("offset").alias("place"), "run")
     refused = ingest.states(lake.read("rejects").where(F.col("stage") == ingest.NAME))
     both = taken.select("input_key", "seen", "run").unionByName(refused.select("input_key", "seen", "run"))
     latest = both.groupBy("input_key").agg(F.max_by("seen", "run").alias("seen"))  # a run's id begins with its time

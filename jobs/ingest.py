@@ -56,9 +56,9 @@ def listed(lake: Lake, settings: Settings) -> DataFrame:
 def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
     """Entries that no table holds in this state."""
     state, keys = ["source", "entry", "seen"], ["input_key", "fingerprint"]
-    keyed = entries.withColumns({"input_key": _input_key(), "fingerprint": _fingerprint(settings)})
+    keyed = entries.withColumns({"input_key": input_key(), "fingerprint": _fingerprint(settings)})
     settled = rejects.settled(lake, NAME)
-    taken = lake.read("sources").select(*state, _input_key().alias("input_key"), F.col("offset").alias("place"))
+    taken = lake.read("sources").select(*state, input_key().alias("input_key"), F.col("offset").alias("place"))
     # an archive with members that other limits refused and nobody took is read once more: these limits take or refuse them
     refused = states(lake.read("rejects").where((F.col("stage") == NAME) & F.col("permanent"))).where("place > 0")
     refused = refused.join(taken, ["input_key", "seen", "place"], "left_anti").select("input_key", "seen")
@@ -78,7 +78,7 @@ def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
-        refused = staged.where(F.col("reject").isNotNull()).withColumn("input_key", _input_key())
+        refused = staged.where(F.col("reject").isNotNull()).withColumn("input_key", input_key())
         keys = ["input_key", "fingerprint", "image_id", "uri", "offset", "length"]
         return rejects.rows(lake, refused.select(*keys, "reject.*"), NAME, run, settings.waves.attempts)
 
@@ -150,7 +150,8 @@ def states(refused: DataFrame) -> DataFrame:
     return refused.withColumns({"seen": F.substring_index("fingerprint", "|", -1), "place": F.coalesce("offset", F.lit(0))})
 
 
-def _input_key() -> Any:
+def input_key() -> Any:
+    """How an entry is named in `rejects`."""
     return F.concat_ws("|", "source", "entry")
 
 
