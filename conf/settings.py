@@ -26,6 +26,7 @@ Section = TypeVar("Section", bound=BaseModel)
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 
@@ -71,6 +72,14 @@ class Mlflow(Frozen):
     tracking_uri: str
     artifacts: str | None = None  # where a sqlite tracking store keeps its files; None with a tracking server
     experiment: str = "studbook"
+    comparison: Name | None = None  # the comparison that a training is part of ...
+    arm: Name | None = None  # ... and as which of its arms; training.compare sets both
+
+    @model_validator(mode="after")
+    def _an_arm_is_of_a_comparison(self) -> Mlflow:
+        if (self.comparison is None) != (self.arm is None):
+            raise ValueError("comparison and arm go together: give both (training.compare does) or neither")
+        return self
 
 
 class Limits(Frozen):
@@ -170,22 +179,117 @@ class Select(Frozen):
 class Export(Frozen):
     root: str
     rows_per_file: Positive = 8_192
+    image_rows_per_file: Positive = 256  # of an export of images, whose rows hold the bytes
+    image_attempt: Positive = 1  # raise it to export images anew, after some could not be read
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2  # share of *images* whose rows are in the split `held_out`
     seed: int = 7
 
 
-class TrainScorer(Frozen):
-    model: str = "aesthetic-scorer"  # its name in the registry
+class Training(Frozen):
+    """What all trainers share."""
+
+    root: str  # a folder a training: checkpoints, journal, results; on a file system that all ranks see
+    spool: str = ".cache/spool"  # files of exports in an object store, kept on this machine for its ranks
+    spool_bytes: Positive = 64 * 2**30
+    patience_seconds: Positive = 600  # how long a rank waits for the others before it takes them for lost
+
+
+# settings of a Loop that say how a training is run, on what and how safely: a run may go on with others
+RUN_ONLY = {
+    "ranks",
+    "checkpointing",
+    "device",
+    "zero_stage",
+    "micro_batch",
+    "feed_threads",
+    "checkpoint_every",
+    "keep",
+    "keep_every",
+    "say_every",
+}
+
+
+class Loop(Frozen):
+    """How one model is fitted. What stands in RUN_ONLY says how it is run, the rest what is trained: a training is known by the rest."""
+
+    model: str  # its name in the registry
     seed: int = 7
-    epochs: Positive = 40
-    batch_size: Positive = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    epochs: Positive
+    rows_per_step: Positive  # of one optimizer step, over all ranks and micro-batches: the same at any world size
+    learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    ranking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the pairwise hinge beside the squared error
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # largest norm of a step's gradient
+    warm_up: Share = 0.05  # share of the steps over which the learning rate rises
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # what it does after that; cosine and linear end at 0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the weights that are evaluated and exported; None: the last ones
+    evaluations: Positive = 4  # over the whole training, evenly spread, the end among them
+    patience: Positive | None = None  # stop after so many evaluations without a better one
+    explosion: Annotated[float, Field(gt=1)] = 20.0  # stop when the loss is so many times its median of before
+    precision: Precision = "fp32"
     ranks: Positive = 1
     device: Device = "cpu"
-    precision: Precision = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
+    micro_batch: Positive  # rows that a rank takes through the model at once
+    feed_threads: Positive = 2
+    checkpoint_every: Positive = 1_000  # steps
+    keep: Positive = 2  # newest checkpoints that stay ...
+    keep_every: Positive | None = None  # ... and those at a multiple of so many steps
+    say_every: Annotated[float, Field(gt=0)] = 3.0  # seconds between two lines of progress
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Loop:
+        if self.rows_per_step % (self.micro_batch * self.ranks):
+            raise ValueError(
+                f"rows_per_step: given {self.rows_per_step}, expected a multiple of micro_batch x ranks = {self.micro_batch} x {self.ranks}"
+            )
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "zero_stage 0 with bf16: DeepSpeed keeps no fp32 weights there that can be averaged and exported; set zero_stage 1, which does the same work"
+            )
+        return self
+
+
+class TrainScorer(Loop):
+    model: str = "aesthetic-scorer"
+    epochs: Positive = 40
+    rows_per_step: Positive = 64
+    micro_batch: Positive = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    ranking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the pairwise hinge beside the squared error
+
+
+class TrainDiffusion(Loop):
+    """An image model of the AuraFlow class. `pretrained` is a local folder in diffusers' layout."""
+
+    class Lora(Frozen):
+        rank: Positive = 16
+        alpha: Positive = 16
+        layers: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # linear layers whose names end so
+
+    model: str = "image-model"
+    epochs: Positive = 1
+    rows_per_step: Positive = 256
+    micro_batch: Positive = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    pretrained: str | None = None  # transformer/, vae/, text_encoder/, tokenizer/; None: the tiny random model, for tests
+    lora: Lora | None = None  # None: all weights of the transformer
+    checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, a third more FLOPs
+    image_size: Positive = 512  # pixels of a side; a multiple of 16, at most 1536
+    text_length: Positive = 768  # tokens, padded to it in training and sampling: padding is attended
+    no_text: Share = 0.1  # share of the rows that are trained without a caption, for guidance
+    captions: dict[
+        str, Annotated[float, Field(gt=0)]
+    ] = {}  # kind of caption -> how often it is taken beside the others; {}: all texts alike
+    times: Literal["uniform", "logit_normal"] = "logit_normal"  # how t is drawn (0 the image, 1 the noise); logit_normal as for AuraFlow
+    time_shift: Annotated[float, Field(gt=0)] = 1.0  # of the t that are drawn; AuraFlow samples with 1.73
+    held_out: Positive = 64  # rows of the bucket held_out for the loss by t
+
+    @model_validator(mode="after")
+    def _picture_is_on_the_grid(self) -> TrainDiffusion:
+        if self.image_size % 16 or self.image_size > 1536:
+            raise ValueError(f"image_size: given {self.image_size}, expected a multiple of 16 up to 1536 (96 x 96 patches of 16 pixels)")
+        return self
 
 
 class Score(Frozen):
@@ -211,7 +315,9 @@ class Settings(Frozen):
     ingest: Ingest
     embed: Embed
     label: Label
+    training: Training
     train_scorer: TrainScorer = TrainScorer()
+    train_diffusion: TrainDiffusion = TrainDiffusion()
     score: Score = Score()
     select: Select
     export: Export
@@ -278,11 +384,18 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:12]
 
 
-def command_line(doc: str, positional: Mapping[str, str] | None = None) -> tuple[Settings, argparse.Namespace]:
-    """sys.argv -> (Settings, the arguments). A mistake prints one line and exits with 2: the whole command line of a stage."""
+def command_line(
+    doc: str, positional: Mapping[str, str] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Settings, argparse.Namespace]:
+    """sys.argv -> (Settings, the arguments). A mistake prints one line and exits with 2: the whole command line of a stage.
+
+    options: flag -> argparse's keywords, for the few commands that are not a stage.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, text in (positional or {}).items():
         parser.add_argument(name, help=text)
+    for name, keywords in (options or {}).items():
+        parser.add_argument(name, **keywords)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML that describes the build, e.g. conf/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. embed.batch_size=16")
     parser.add_argument("--plan", action="store_true", help="say what is pending and about how long it takes; do nothing")

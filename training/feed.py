@@ -1,14 +1,18 @@
 """An export's files -> batches of numpy columns in a planned order. The only file that knows petastorm.
 
-The order of an epoch is one global sequence of rows, a pure function of (manifest sha256, seed, epoch): files are
-shuffled and dealt into windows of bounded size, and the rows of a window are shuffled together. The world size only
-cuts that sequence: step s of W ranks with batches of B takes rows [s*B*W, (s+1)*B*W), rank r the r-th B of them. So every
-rank makes equal steps, and the rows of the last one that do not exist are copies with weight 0. With `together` (a column),
-rows that share its value stay next to each other, and so meet in one batch unless a batch ends between them.
+The order of an epoch is one global sequence of rows, a pure function of (manifest sha256, bucket, seed, epoch): files are
+shuffled and dealt into windows of bounded size, and the rows of a window are shuffled together. With `together` (a column), rows
+that share its value stay next to each other. The world only cuts that sequence: step s takes its rows [s * G, (s + 1) * G), G =
+rows_per_step; of W ranks rank r takes the r-th G / W of them, in micro-batches. So every rank makes equal steps, any world size
+makes the same steps, and a training may stop at a row and go on there with another number of ranks. The rows of the last step
+that do not exist are copies of one that does, at weight 0.
+
+Every rank reads whole windows (from the page cache, or a spool that the ranks of a machine share) and prepares only its own
+rows: reading is cheap beside training, and an order that no rank's share of files bends is what exact resume needs.
 
 petastorm 0.13.1, measured: its default thread pool loses rows, `cur_shard` gives ranks unequal rows, epochs repeat their
 order, unsupported columns are dropped with only a warning. Hence a dummy-pool reader a file in threads, no shards, one
-epoch a reader, and rows and fields compared with the manifest.
+epoch a reader, and rows, fields and ids compared with the manifest.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,55 +32,114 @@ import numpy.typing as npt
 
 from conf.settings import Mistake
 from training.exports import Export, File
+from udfs.ahead import ahead
+from udfs.snapshot import id_sum
 
 WINDOW_BYTES = 128 * 2**20  # files whose rows are shuffled together; two windows are in memory at once
 READERS = 2  # prefetch threads: one petastorm reader a file in each
+AHEAD = 2  # prepared micro-batches that wait, for each thread that prepares
 
 Rows = dict[str, npt.NDArray[Any]]  # column -> [rows]; binary columns hold bytes objects
+Arrays = dict[str, npt.NDArray[Any]]
+Prepare = Callable[[Rows, int], Arrays]
+Index = npt.NDArray[np.intp]
 
 
 class Batch(NamedTuple):
-    """`weight` is 0 for copies that fill up the last step; `step_rows` counts the real rows of all ranks in this step."""
+    """One micro-batch of one rank. `weight` is 0 for copies that fill up the last step, else 1.
 
-    rows: Rows
+    `step` counts from the plan's start; `step_rows` are the real rows of all ranks and micro-batches in it; `last`: it ends the step.
+    """
+
+    rows: Rows  # what `prepare` made of them, or the columns
+    image_id: npt.NDArray[Any]
     weight: npt.NDArray[np.float32]
+    step: int
     step_rows: int
+    last: bool
+
+
+class Places(NamedTuple):
+    """Rows of the global order: the file's number in the bucket's list, and the row in it."""
+
+    file: Index
+    row: Index
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank reads in one epoch, and in which order."""
+    """What one rank reads in one epoch, and in which order, from global row `start` on."""
 
     export: Export
     bucket: str
     seed: int
     epoch: int
-    batch_size: int  # of one rank
+    rows_per_step: int
+    micro_batch: int
     rank: int = 0
     world: int = 1
+    start: int = 0
     together: str | None = None
+    apart: str | None = None  # a bucket whose images must not occur: held-out ones
+
+    def __post_init__(self) -> None:
+        assert self.rows_per_step % (self.micro_batch * self.world) == 0, self
+        assert 0 <= self.start <= self.rows, self
+
+    @property
+    def rows(self) -> int:
+        """Of the whole epoch."""
+        return self.export.rows(self.bucket)
 
     @property
     def steps(self) -> int:
-        return -(-self.export.rows(self.bucket) // (self.batch_size * self.world))
+        """From `start` to the end of the epoch."""
+        return -(-(self.rows - self.start) // self.rows_per_step)
+
+    def at(self, epoch: int, start: int = 0) -> Plan:
+        return replace(self, epoch=epoch, start=start)
 
     def generator(self, *what: object) -> np.random.Generator:
         """A random state of its own for each use: nothing of the rank or the world enters the global order."""
         seed = json.dumps([self.export.sha256, self.bucket, self.seed, self.epoch, *what]).encode()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(seed).digest()[:16], "little"))
 
-    def windows(self) -> list[list[File]]:
-        """The epoch's files in order, in runs of about WINDOW_BYTES (a larger file is a window of its own)."""
+    def windows(self) -> list[list[int]]:
+        """The epoch's files (numbers in the bucket's list) in order, in runs of about WINDOW_BYTES; a larger file is one of its own."""
         files = self.export.files(self.bucket)
-        windows: list[list[File]] = []
+        windows: list[list[int]] = []
         room = 0
-        for index in self.generator("files").permutation(len(files)):
-            if files[index].bytes > room:
+        for number in self.generator("files").permutation(len(files)):
+            if files[number].bytes > room:
                 windows.append([])
                 room = WINDOW_BYTES
-            windows[-1].append(files[index])
-            room -= files[index].bytes
+            windows[-1].append(int(number))
+            room -= files[number].bytes
         return windows
+
+    def ahead(self) -> list[tuple[int, list[int], int]]:
+        """The windows that have rows at or after `start`: their number, files, and how many of their first rows are before it."""
+        files, windows = self.export.files(self.bucket), self.windows()
+        ends = list(accumulate(sum(files[number].rows for number in window) for window in windows))
+        begins = [0, *ends[:-1]]
+        return [(i, windows[i], max(0, self.start - begins[i])) for i in range(len(windows)) if ends[i] > self.start]
+
+    def order(self, window: int, count: int, groups: npt.NDArray[Any] | None) -> Index:
+        """The order of a window's `count` rows; rows of one group stay together, groups and the rows in them in random order."""
+        generator = self.generator("rows", window)
+        order = generator.permutation(count)
+        if groups is None:
+            return order
+        _, group = np.unique(groups, return_inverse=True)
+        place = generator.permutation(group.max() + 1)
+        return order[np.argsort(place[group[order]], kind="stable")]
+
+    def mine(self, step_rows: int) -> tuple[Index, npt.NDArray[np.float32]]:
+        """Real rows of a step -> which of them this rank takes (0 for those that do not exist), and their weights."""
+        share = self.rows_per_step // self.world
+        places = np.arange(self.rank * share, (self.rank + 1) * share)
+        real = places < step_rows
+        return np.where(real, places, 0), real.astype(np.float32)
 
 
 def quiet() -> None:
@@ -96,75 +160,121 @@ def read(export: Export, file: File, columns: Sequence[str] = ()) -> Rows:
     from petastorm import make_batch_reader
 
     wanted = list(columns or export.manifest.columns)
-    url = f"file://{(export.root / file.file).resolve()}"  # petastorm does not undo percent-encoding
     fields = [f"^{re.escape(name)}$" for name in wanted]
-    reader = make_batch_reader([url], schema_fields=fields, reader_pool_type="dummy", shuffle_row_groups=False, num_epochs=1)
-    try:
-        # One row group is one batch. Asking for a second could hang (the dummy pool waits for an item that its feeding
-        # thread has not yet marked as the last), and `verify` has seen that there is none.
-        rows: Rows = next(reader)._asdict()
-    finally:
-        reader.stop()  # not the context manager: its exit prints "Cache cleanup complete."
-        reader.join()
+    with export.held(file) as path:
+        url = f"file://{path.resolve()}"  # petastorm does not undo percent-encoding
+        reader = make_batch_reader([url], schema_fields=fields, reader_pool_type="dummy", shuffle_row_groups=False, num_epochs=1)
+        try:
+            # One row group is one batch. Asking for a second could hang (the dummy pool waits for an item that its feeding
+            # thread has not yet marked as the last), and `held` has seen that there is none.
+            rows: Rows = next(reader)._asdict()
+        finally:
+            reader.stop()  # not the context manager: its exit prints "Cache cleanup complete."
+            reader.join()
     counts = {name: len(column) for name, column in rows.items()}
     if counts != dict.fromkeys(wanted, file.rows):
         raise Mistake(f"{file.file}: petastorm gave {counts}, the manifest says {file.rows} rows of {wanted}")
+    if "image_id" in rows and f"{id_sum(rows['image_id']):016x}" != file.ids:
+        raise Mistake(f"{file.file}: the checksum of its ids is not the manifest's; export again")
     return rows
 
 
-def read_bucket(export: Export, bucket: str, columns: Sequence[str] = ()) -> Rows:
-    """All rows of a bucket in the manifest's order, in memory: for evaluation."""
-    return _join([read(export, file, columns) for file in export.files(bucket)])
+def read_bucket(export: Export, bucket: str, columns: Sequence[str] = (), limit: int | None = None) -> Rows:
+    """The first `limit` rows (None: all) of a bucket in the manifest's order, in memory: for evaluation."""
+    parts: list[Rows] = []
+    for file in export.files(bucket):
+        if limit is not None and sum(count(part) for part in parts) >= limit:
+            break
+        parts.append(read(export, file, columns))
+    return {name: column[:limit] for name, column in _join(parts).items()}
 
 
-def batches(plan: Plan) -> Iterator[Batch]:
-    """Plan -> its `steps` batches of `batch_size` rows. Files of the next window are read while this one is used."""
-    whole = plan.batch_size * plan.world
+def images(export: Export, bucket: str) -> frozenset[bytes]:
+    """The image_ids of a bucket that is small enough to be known by heart: held-out ones. Read once."""
+    if bucket not in export.images:
+        export.images[bucket] = frozenset(read_bucket(export, bucket, ("image_id",))["image_id"])
+    return export.images[bucket]
+
+
+def batches(plan: Plan, prepare: Prepare | None = None, threads: int = 1) -> Iterator[Batch]:
+    """Plan -> the micro-batches of this rank's steps. `prepare` (rows, epoch -> arrays) runs in threads, ahead of the consumer.
+
+    Raises Mistake naming the file that is not the manifest's, or an image of the bucket `apart` that is in this one too.
+    """
+    if prepare is None:
+        yield from _micro_batches(plan)
+        return
+
+    def work(batch: Batch) -> Batch:
+        return batch._replace(rows=prepare(batch.rows, plan.epoch))
+
+    yield from ahead(work, _micro_batches(plan), threads, threads * AHEAD)
+
+
+def _micro_batches(plan: Plan) -> Iterator[Batch]:
+    for step, rows in enumerate(_steps(plan)):
+        step_rows = count(rows)
+        mine, weight = plan.mine(step_rows)
+        for first in range(0, len(mine), plan.micro_batch):
+            part = slice(first, first + plan.micro_batch)
+            taken = {name: column[mine[part]] for name, column in rows.items()}
+            yield Batch(taken, taken["image_id"], weight[part], step, step_rows, part.stop == len(mine))
+
+
+def _steps(plan: Plan) -> Iterator[Rows]:
+    """The rows of one step after another, all ranks' together."""
     rest: list[Rows] = []
-    seen = 0
     for window in _windows(plan):
-        seen += len(window[plan.together or next(iter(window))])
         rows = _join([*rest, window])
-        ready = len(next(iter(rows.values()))) // whole * whole
-        for start in range(0, ready, whole):
-            yield _cut(plan, {name: column[start : start + whole] for name, column in rows.items()}, whole)
+        ready = count(rows) // plan.rows_per_step * plan.rows_per_step
+        for first in range(0, ready, plan.rows_per_step):
+            yield {name: column[first : first + plan.rows_per_step] for name, column in rows.items()}
         rest = [{name: column[ready:] for name, column in rows.items()}]
-    left = len(next(iter(rest[0].values())))
-    if left:
-        yield _cut(plan, rest[0], left)
-    assert seen == plan.export.rows(plan.bucket), (seen, plan)
+    if rest and count(rest[0]):
+        yield rest[0]
 
 
 def _windows(plan: Plan) -> Iterator[Rows]:
-    """The plan's windows, each read in full and shuffled, one ahead of the consumer."""
-    windows = plan.windows()
+    """The plan's windows, each read in full and put in order, one ahead of the consumer."""
+    files, windows = plan.export.files(plan.bucket), plan.ahead()
+    never = images(plan.export, plan.apart) if plan.apart else frozenset()
     with ThreadPoolExecutor(READERS, thread_name_prefix="feed") as pool:
-        ahead: list[Future[Rows]] = []
-        for index, _ in enumerate(windows):
-            current = ahead or [pool.submit(read, plan.export, file) for file in windows[index]]
-            following = windows[index + 1] if index + 1 < len(windows) else []
-            ahead = [pool.submit(read, plan.export, file) for file in following]
+        following: list[Future[Rows]] = []
+        for place, (number, window, skip) in enumerate(windows):
+            current = following or [pool.submit(read, plan.export, files[one]) for one in window]
+            next_files = windows[place + 1][1] if place + 1 < len(windows) else []
+            following = [pool.submit(read, plan.export, files[one]) for one in next_files]
             rows = _join([future.result() for future in current])
-            order = _shuffle(rows[plan.together] if plan.together else None, len(next(iter(rows.values()))), plan.generator("rows", index))
+            if both := never.intersection(rows["image_id"]):
+                raise Mistake(
+                    f"export {plan.export.root}: {len(both)} images are in both {plan.bucket} and {plan.apart}, e.g. {min(both).hex()}"
+                )
+            order = plan.order(number, count(rows), rows[plan.together] if plan.together else None)[skip:]
             yield {name: column[order] for name, column in rows.items()}
 
 
-def _shuffle(groups: npt.NDArray[Any] | None, count: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
-    """A random order of `count` rows; rows of one group stay together, groups and the rows in them in random order."""
-    order = generator.permutation(count)
-    if groups is None:
-        return order
-    _, group = np.unique(groups, return_inverse=True)
-    place = generator.permutation(group.max() + 1)
-    return order[np.argsort(place[group[order]], kind="stable")]
+def places(plan: Plan) -> Iterator[Places]:
+    """The same order without its data (only `together` is read): where each row of one step after another lies, all ranks' together."""
+    files = plan.export.files(plan.bucket)
+    rest = Places(np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp))
+    for number, window, skip in plan.ahead():
+        sizes = [files[one].rows for one in window]
+        groups = None
+        if plan.together:
+            groups = np.concatenate([read(plan.export, files[one], (plan.together,))[plan.together] for one in window])
+        order = plan.order(number, sum(sizes), groups)[skip:]
+        file, row = np.repeat(window, sizes)[order], np.concatenate([np.arange(size) for size in sizes])[order]
+        rest = Places(np.concatenate([rest.file, file]), np.concatenate([rest.row, row]))
+        ready = len(rest.file) // plan.rows_per_step * plan.rows_per_step
+        for first in range(0, ready, plan.rows_per_step):
+            yield Places(*(part[first : first + plan.rows_per_step] for part in rest))
+        rest = Places(*(part[ready:] for part in rest))
+    if len(rest.file):
+        yield rest
 
 
-def _cut(plan: Plan, rows: Rows, step_rows: int) -> Batch:
-    """The rows of one step -> this rank's share, filled up with copies of the step's first row at weight 0."""
-    mine = np.arange(plan.rank * plan.batch_size, (plan.rank + 1) * plan.batch_size)
-    real = mine < step_rows
-    take = np.where(real, mine, 0)
-    return Batch({name: column[take] for name, column in rows.items()}, real.astype(np.float32), step_rows)
+def count(rows: Rows) -> int:
+    return len(next(iter(rows.values())))
 
 
 def _join(parts: list[Rows]) -> Rows:

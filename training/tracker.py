@@ -1,136 +1,222 @@
-"""A training run and its model -> MLflow: run, dataset inputs, metrics, artifacts, a registered version and its alias.
+"""A training -> its record in MLflow: run, dataset inputs, metrics, checkpoints, artifacts, a registered version and its alias.
+
+`Record` writes what happens into the training's journal and returns; a thread delivers the journal to MLflow. So a training
+never waits for the server, and never ends because the server did: what is not delivered waits in the folder and is replayed
+by the next start of the same training, or by `python -m training.deliver FOLDER`.
 
 The registered version is the record: its tag `training_digest` says which settings, export and code made it, and a
-training with that digest is not done again. It is created in one call, after all its files, so a kill leaves either a
-complete version or a run that nothing points to. The alias comes last and is settled again by every later start.
-Needs no Spark: table versions enter as Delta dataset sources by path and version.
+training with that digest is not done again. It comes after all its files; the alias comes last and is settled again by
+every later start. Needs no Spark: table versions enter as Delta dataset inputs by path and version.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from conf.settings import Mlflow
+from training import machine
+from training.courier import Courier, say
 from training.exports import Export
+from training.journal import Event, Journal
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+# what a trainer needs of the store beside its record
+from training.mlflow_store import CANDIDATE as CANDIDATE
+from training.mlflow_store import CHAMPION as CHAMPION
+from training.mlflow_store import DIGEST as DIGEST
+from training.mlflow_store import TRAINING as TRAINING
+from training.mlflow_store import connect as connect
+from training.mlflow_store import exists as exists
+from training.mlflow_store import find_version as find_version
+from training.mlflow_store import join as join
+from training.mlflow_store import promotion_command as promotion_command
+from training.mlflow_store import quiet as quiet
+from training.mlflow_store import settle_alias as settle_alias
+from training.mlflow_store import unreachable as unreachable
 
-    from conf.settings import Mlflow
-
-CHAMPION, CANDIDATE = "champion", "candidate"
-DIGEST = "training_digest"  # the tag by which a finished training is found again
 DIGEST_LENGTH = 36  # MLflow's limit for a dataset's digest; the whole sha256 is a tag of run and version
-SQLITE = "sqlite:///"
+LONGEST = {"params": 6000, "tags": 8000}  # MLflow's limits, in characters
+CUT = " ... (cut)"
 
 
-def quiet() -> None:
-    """Before anything imports MLflow (DeepSpeed does): no telemetry, no migration logs, no information lines."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+@dataclass(frozen=True)
+class Delivery:
+    """How a record stands in MLflow when its training has ended."""
+
+    delivered: bool
+    pending: int  # events that wait in the journal
+    error: str  # why they wait, or which event MLflow refused; "" when all is there
+    run: str | None
+    version: str | None
+    alias: str
 
 
-def connect(settings: Mlflow) -> MlflowClient:
-    """Settings -> client of their store. A new sqlite store is made on first use, in a folder that is made too."""
-    from mlflow import MlflowClient
+class Record:
+    """The record of one training, on rank 0: opened again after a restart it goes on in the same run.
 
-    if settings.tracking_uri.startswith(SQLITE):
-        Path(settings.tracking_uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(settings.tracking_uri, settings.tracking_uri)
-
-
-def exists(settings: Mlflow) -> bool:
-    """Whether there can be anything in the store: false only for a sqlite file that is not there yet."""
-    uri = settings.tracking_uri
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
-
-
-def find_version(client: MlflowClient, model: str, digest: str) -> ModelVersion | None:
-    """(registered name, training digest) -> its newest version that training made, if any."""
-    found = client.search_model_versions(f"name = '{model}' and tags.{DIGEST} = '{digest}'")
-    return max(found, key=lambda version: int(version.version), default=None)
-
-
-def settle_alias(client: MlflowClient, model: str, version: str) -> str:
-    """Version -> the alias it holds now: champion when the name has none, candidate when it is newer than champion and candidate.
-
-    Empty when others hold both. Promotion of a candidate is a person's decision.
+    Raises Mistake when another process has it open. A step that was recorded before is ignored, for each metric by itself:
+    a resumed training repeats steps with equal values. A NaN is recorded as such.
     """
-    aliases = {alias: int(held) for alias, held in client.get_registered_model(model).aliases.items()}
-    if CHAMPION not in aliases:
-        client.set_registered_model_alias(model, CHAMPION, version)
-        return CHAMPION
-    if int(version) > max(aliases[CHAMPION], aliases.get(CANDIDATE, 0)):
-        client.set_registered_model_alias(model, CANDIDATE, version)
-        return CANDIDATE
-    return next((alias for alias in (CHAMPION, CANDIDATE) if aliases.get(alias) == int(version)), "")
+
+    def __init__(self, folder: Path, settings: Mlflow) -> None:
+        quiet()
+        import mlflow  # noqa: F401  # by this thread, not by the courier's while another import of it runs
+
+        self._folder, self._settings = folder, settings
+        self._journal = Journal(folder)
+        store = f"{settings.tracking_uri} {settings.experiment}"
+        if self._journal.facts.get("store", store) != store:
+            self._journal.rewind()  # the new store gets all of it
+        self._journal.facts["store"] = store
+        self._opened: Event | None = None
+        self._last: dict[str, tuple[int, float, int]] = {}  # metric -> its highest step, the value and time there
+        self._checkpoints: set[int] = set()
+        self._samples = 0
+        self._unwritable = False
+        for event in self._journal:
+            self._learn(event)
+        self._sampler = machine.Sampler(self._keep_sample)
+        self._courier = Courier(self._journal, settings)
+        if self._journal.pending:
+            self._courier.wake()
+
+    @property
+    def step(self) -> int:
+        """The highest step that has a metric, 0 when none."""
+        return max((step for step, _, _ in self._last.values()), default=0)
+
+    def open(self, name: str, params: Mapping[str, Any], export: Export, tags: Mapping[str, str]) -> None:
+        """Begin the run, or go on with it: params that changed since (ranks, say) are then its tags `resumed.KEY`.
+
+        `tags` hold studbook.training: the training's digest.
+        """
+        assert TRAINING in tags
+        texts = {key: shorten(str(value), "params") for key, value in params.items()}
+        if self._opened is None:
+            all_tags = {"manifest_sha256": export.sha256, "mlflow.source.name": name, **machine.describe_source(), **tags}
+            all_tags = {key: shorten(value, "tags") for key, value in all_tags.items()}
+            self._append("open", journal=uuid.uuid4().hex, name=name, params=texts, tags=all_tags, inputs=_list_inputs(export))
+        else:
+            self._append("resume")
+            for key, value in texts.items():
+                if self._opened["params"].get(key) != value:
+                    self.note(f"resumed.{key}", value)
+        if self._settings.comparison is not None:
+            self._append("join", comparison=self._settings.comparison, arm=self._settings.arm)
+        self._keep_environment()
+        self._sampler.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of a step -> the run's metrics. Returns as soon as they are in the journal."""
+        fresh = {key: float(value) for key, value in values.items() if key not in self._last or step > self._last[key][0]}
+        if fresh:
+            self._append("metrics", sync=False, step=step, values=fresh)
+
+    def checkpoint(self, step: int, folder: Path, values: Mapping[str, float]) -> None:
+        """A complete checkpoint -> a LoggedModel of the run: its state.json, where it lies, and the metrics it was found to have.
+
+        It stays in MLflow when the folder is deleted by retention: its metrics are the history, its param `path` is then empty of files.
+        """
+        if step in self._checkpoints:
+            return
+        now, timed = _now(), {}
+        for key, value in values.items():
+            last = self._last.get(key)  # the run has the same value as its own metric: with the same time MLflow keeps one point
+            timed[key] = (float(value), last[2] if last is not None and last[:2] == (step, float(value)) else now)
+        assert self._opened is not None
+        held_out = self._opened["inputs"][-1]
+        dataset = (held_out["name"], held_out["digest"])
+        self._append("checkpoint", step=step, path=str(folder), state=(folder / "state.json").read_text(), values=timed, dataset=dataset)
+
+    def artifacts(self, folder: Path) -> None:
+        """A folder's files (or one file) -> the run's artifacts. It has to stay until it is delivered."""
+        self._append("artifacts", path=str(folder.resolve()))
+
+    def register(self, model: str, artifact_folder: str, tags: Mapping[str, str]) -> None:
+        """-> a version of the registered model, made of that folder of the run's artifacts, and its alias. `tags` hold training_digest."""
+        assert DIGEST in tags
+        self._append("register", model=model, folder=artifact_folder, tags=dict(tags))
+
+    def note(self, key: str, value: str) -> None:
+        """A tag of the run; a later one of the same key replaces it."""
+        self._append("note", key=key, value=shorten(value, "tags"))
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> Delivery:
+        """End the run, wait for the delivery (not for a server that does not answer), say how the record stands."""
+        self._sampler.stop()
+        if self._opened is not None:
+            self._append("close", status=status)
+        return self.settle()
+
+    def settle(self) -> Delivery:
+        """Deliver what is pending, without an end of the run -> how the record stands. Nothing can be recorded after that."""
+        self._sampler.stop()
+        error = self._courier.finish()
+        pending, facts = self._journal.pending, self._journal.facts
+        if self._courier.ended:
+            self._journal.close()
+        refused = f"MLflow refused {facts['refused']}" if "refused" in facts else ""
+        return Delivery(pending == 0, pending, error or refused, facts.get("run"), facts.get("version"), facts.get("alias", ""))
+
+    def _append(self, kind: str, sync: bool = True, **body: Any) -> None:
+        event = {"kind": kind, "time": _now(), **body}
+        self._learn(event)
+        error = self._journal.append(event, sync)
+        if error and not self._unwritable:
+            say(f"{self._journal.path} cannot be written, events are kept in memory: {error}")
+        self._unwritable = bool(error)
+        self._courier.wake()
+
+    def _learn(self, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "open":
+            self._opened = event
+        elif kind == "checkpoint":
+            self._checkpoints.add(event["step"])
+        elif kind == "samples":
+            self._samples += 1
+        elif kind == "metrics":
+            self._last |= {key: (event["step"], value, event["time"]) for key, value in event["values"].items()}
+
+    def _keep_sample(self, values: Mapping[str, float]) -> None:
+        """A sample of the machine -> metrics `system/...`, numbered through all starts as MLflow's own are."""
+        self._append("samples", sync=False, step=self._samples, values=dict(values))
+
+    def _keep_environment(self) -> None:
+        """environment.txt of this start -> an artifact; one more (environment-2.txt) when it is another than the last."""
+        known = sorted(self._folder.glob("environment*.txt"), key=lambda path: (len(path.name), path.name))
+        text = machine.describe_environment()
+        if not known or known[-1].read_text() != text:
+            path = self._folder / (f"environment-{len(known) + 1}.txt" if known else "environment.txt")
+            path.write_text(text)
+            self.artifacts(path)
 
 
-@contextmanager
-def open_run(client: MlflowClient, settings: Mlflow, name: str, params: Mapping[str, Any], export: Export) -> Iterator[str]:
-    """-> id of a new run with parameters and dataset inputs; it ends FINISHED, or FAILED when the block raises."""
-    from mlflow.entities import Param
-
-    run = client.create_run(_experiment(client, settings), run_name=name, tags={"manifest_sha256": export.sha256}).info.run_id
-    try:
-        client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
-        _log_inputs(client, run, export)
-        yield run
-    except BaseException:
-        client.set_terminated(run, "FAILED")
-        raise
-    client.set_terminated(run, "FINISHED")
+def shorten(text: str, kind: str) -> str:
+    """Text -> as much of it as MLflow takes for a param or a tag, with a mark when it was cut."""
+    longest = LONGEST[kind]
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
 
 
-def log_metrics(client: MlflowClient, run: str, epochs: Sequence[Mapping[str, float]]) -> None:
-    """(run, name -> value of each epoch) -> the run's metrics, step = epoch."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, step) for step, epoch in enumerate(epochs, 1) for name, value in epoch.items()]
-    for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
-        client.log_batch(run, metrics=metrics[start : start + 1000])
-
-
-def register(client: MlflowClient, model: str, run: str, folder: str, tags: Mapping[str, str]) -> str:
-    """(name, run, folder of the run's artifacts that holds the model, tags) -> number of the new version."""
-    if not client.search_registered_models(f"name = '{model}'"):
-        client.create_registered_model(model)
-    source = f"{client.get_run(run).info.artifact_uri}/{folder}"
-    return str(client.create_model_version(model, source, run_id=run, tags=dict(tags)).version)
+def _list_inputs(export: Export) -> list[dict[str, Any]]:
+    """One dataset a source table, and last the export's held-out rows; the manifest's sha256, cut to what MLflow takes, is the digest."""
+    manifest, digest = export.manifest, export.sha256[:DIGEST_LENGTH]
+    name = f"{manifest.kind}-{manifest.export}"
+    tables = [
+        {"name": f"{name}:{table}", "digest": digest, "context": "training", "path": f"{manifest.lake}/{table}", "version": version}
+        for table, version in manifest.made_from.items()
+    ]
+    return [*tables, {"name": f"{name}:held_out", "digest": digest, "context": "evaluation", "path": str(export.root), "version": None}]
 
 
-def promotion_command(settings: Mlflow, model: str, version: str) -> str:
-    """The shell command that makes a version the champion."""
-    call = f"MlflowClient('{settings.tracking_uri}').set_registered_model_alias('{model}', '{CHAMPION}', '{version}')"
-    return f'python -c "from mlflow import MlflowClient; {call}"'
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
-def _experiment(client: MlflowClient, settings: Mlflow) -> str:
-    """Id of the experiment; a new one keeps its files in settings.artifacts, or where the tracking server says."""
-    found = client.get_experiment_by_name(settings.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    place = settings.artifacts
-    return client.create_experiment(settings.experiment, place if place is None or "://" in place else Path(place).resolve().as_uri())
-
-
-def _log_inputs(client: MlflowClient, run: str, export: Export) -> None:
-    """One dataset a source table: its path, its version and the manifest's sha256, cut to what MLflow takes, as the digest."""
-    from mlflow.data.delta_dataset_source import DeltaDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
-
-    manifest, inputs = export.manifest, []
-    for table, version in manifest.made_from.items():
-        source = DeltaDatasetSource(path=f"{manifest.lake}/{table}", delta_table_version=version)
-        name = f"{manifest.kind}-{manifest.export}:{table}"
-        dataset = MetaDataset(source, name=name, digest=export.sha256[:DIGEST_LENGTH])  # type: ignore[abstract]
-        inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")]))
-    client.log_inputs(run, inputs)
+def forget_delivery(folder: Path) -> None:
+    """The store has lost what was delivered (another store, a restored one): the next record of the folder delivers all of it again."""
+    Journal.forget(folder)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from udfs.snapshot import id_sum
+
 ROOT = Path(__file__).parents[2]
 WIDTH = 32
 VIEWS = {"original": 1.0, "blur:1": 0.6, "blur:2": 0.2, "noise:1": 0.6, "noise:2": 0.2, "contrast:1": 0.5}
@@ -75,6 +77,7 @@ def write_export(
             part, path = table.slice(start, rows_per_file), folder / f"{bucket}-{number:05d}.parquet"
             pq.write_table(part, path)
             about = {"rows": part.num_rows, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            about["ids"] = f"{id_sum(part.column('image_id').to_pylist()):016x}"
             files.append({"file": path.name, "bucket": bucket, **about})
     manifest: dict[str, Any] = {
         "export": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12],
@@ -115,6 +118,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     store = f"sqlite:///{folder}/store/mlflow.db"
     overrides = [f"mlflow.tracking_uri={store}", f"mlflow.artifacts={folder}/artifacts", f"train_scorer.epochs={EPOCHS}"]
+    overrides.append(f"training.root={folder}/trainings")
     export = write_export(folder / "export")
     output, given = io.StringIO(), sys.argv
     sys.argv = ["train_scorer", *command(export, overrides)]

@@ -1,0 +1,84 @@
+"""All texts of an image -> the one that it is trained with in this epoch.
+
+The choice is a hash of (seed, epoch, image id): the same on any rank, in any batch, after any restart and at any world size,
+and another one in the next epoch. So variety costs no copies of the data and no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from conf.settings import Mistake
+
+
+class Caption(NamedTuple):
+    kind: str
+    text: str
+
+
+_LIST = TypeAdapter(list[dict[str, str]])
+
+
+def choose(raw_json: bytes, image_id: bytes, seed: int, epoch: int, shares: Mapping[str, float], no_text: float) -> str:
+    """[{"kind": "short", "text": "..."}, ...] as UTF-8 JSON -> one of the texts, "" in `no_text` of the cases or when there is none to take.
+
+    With `shares` a kind is drawn by its share among the kinds that the image has, then one of its texts; kinds that are not in
+    `shares` are not taken. Without, all texts are alike. The order of the list does not matter.
+    """
+    return choose_from(read(raw_json, image_id), image_id, seed, epoch, shares, no_text)
+
+
+def choose_from(captions: list[Caption], image_id: bytes, seed: int, epoch: int, shares: Mapping[str, float], no_text: float) -> str:
+    """As `choose`, of captions that are read already."""
+    drop, kind_at, text_at = _draw(seed, epoch, image_id)
+    if drop < no_text:
+        return ""
+    if shares:
+        kind = _pick_kind(sorted({c.kind for c in captions} & set(shares)), shares, kind_at)
+        captions = [c for c in captions if c.kind == kind]
+    texts = sorted(captions)
+    return texts[int(text_at * len(texts))].text if texts else ""
+
+
+def read(raw_json: bytes, image_id: bytes) -> list[Caption]:
+    """A row's captions column -> its captions. Raises Mistake naming the image when it is not such a list."""
+    try:
+        return [Caption(one["kind"], one["text"]) for one in _LIST.validate_json(raw_json, strict=True)]
+    except (ValidationError, KeyError):
+        raise Mistake(
+            f'image {image_id.hex()}: captions: given {raw_json[:80]!r}, expected a JSON list of {{"kind": ..., "text": ...}}; export again'
+        ) from None
+
+
+def check_kinds(rows: list[list[Caption]], shares: Mapping[str, float]) -> str:
+    """-> a line on the kinds of `shares` that none of these images has, "" when there are none. Raises Mistake when they have no kind of it."""
+    found = {caption.kind for captions in rows for caption in captions}
+    missing = sorted(set(shares) - found)
+    if not missing:
+        return ""
+    told = f"train_diffusion.captions: given {sorted(shares)}; of {len(rows)} held-out images none has {missing}, they have {sorted(found)}"
+    if len(missing) == len(shares):
+        raise Mistake(f"{told}: nothing would be trained with a text")
+    return told
+
+
+def _pick_kind(kinds: list[str], shares: Mapping[str, float], at: float) -> str | None:
+    """A point in [0, 1) -> the kind in whose part of the line it lies; None when there is no kind."""
+    point = at * sum(shares[kind] for kind in kinds)
+    for kind in kinds:
+        point -= shares[kind]
+        if point < 0:
+            return kind
+    return kinds[-1] if kinds else None  # the last sum was rounded
+
+
+def _draw(seed: int, epoch: int, image_id: bytes) -> tuple[float, float, float]:
+    """Three numbers in [0, 1), independent of one another and of every other (seed, epoch, image)."""
+    hashed = hashlib.sha256(json.dumps(["captions", seed, epoch, image_id.hex()]).encode()).digest()
+    first, second, third = (int.from_bytes(hashed[at : at + 6], "little") / 2**48 for at in (0, 8, 16))
+    return first, second, third

@@ -1,0 +1,347 @@
+"""A Task and settings -> fitted weights: the one loop of every trainer.
+
+A step takes `rows_per_step` rows over all ranks and micro-batches, and its loss is the mean over its real rows of weight x loss: a row
+of weight 3 counts three times at any micro-batch. Before each micro-batch torch's random state is set from (seed, step, number of the
+micro-batch in the step), so dropout and noise are the same after a resume, and the same at any number of ranks with the same micro-batch.
+
+What is counted (loss and its parts, rows and their ids, time) is added up over the ranks once a window of at most WINDOW steps; there, on all ranks
+alike, a loss that is not finite or has exploded ends the training, naming the rows; no checkpoint is written of such a state. At the end of
+an epoch the rows that were fed and the checksum of their ids must be the manifest's.
+
+A checkpoint that cannot be written (a full disk) is told and the training goes on: the earlier one stands. What the tracker cannot deliver waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from conf.settings import Loop, Mistake
+from training import checkpoint, engine, feed, hardware, row_losses
+from training.average import Average
+from training.checkpoint import State
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.tracker import Record
+
+WINDOW, WINDOWS = 50, 200  # steps between two sums over the ranks at most; and at least so many of them in a training
+CALM = 5  # windows before an explosion can be told
+RECENT = 20  # windows whose median it is told by
+BEST = "best.safetensors"
+
+Metrics = dict[str, float]
+Tensors = dict[str, "torch.Tensor"]
+
+
+class Task(Protocol):
+    """What a trainer brings. Every rank makes one."""
+
+    name: str  # the start of its lines
+    plan: feed.Plan  # of this rank: epoch 0 from its first row
+    metric: str  # of `evaluate`, by which `patience` and the best weights go
+    larger_is_better: bool
+
+    @property
+    def train_flops(self) -> float:
+        """Of one row, forward and backward through the model, without what is computed twice to save memory: the count that MFU goes by."""
+
+    def build(self) -> torch.nn.Module:
+        """The module, with the same weights on every rank (torch's random state is set); what is trained requires a gradient."""
+
+    def start(self, device: torch.device) -> None:
+        """What is not trained goes to the device."""
+
+    def prepare(self, rows: feed.Rows, epoch: int) -> feed.Arrays:
+        """A micro-batch's columns -> arrays, in the feed's threads. An array `weight` [n] weighs the rows."""
+
+    def losses(self, model: Any, inputs: Tensors) -> Tensors:
+        """On the device: `loss` float32 [n] without row weights, and other parts [n] by name. inputs["weight"] is 0 for rows that only fill up."""
+
+    def evaluate(self, model: Any) -> Metrics:
+        """On every rank, without gradients, with the averaged weights where there are; the same metrics on each. {}: nothing to measure."""
+
+
+class Outcome(NamedTuple):
+    """`weights`: what is exported, whole fp32 tensors by name on rank 0, {} elsewhere. `metrics`: the evaluation of these weights."""
+
+    weights: engine.Weights
+    state: State
+    metrics: Metrics
+
+
+@dataclass
+class Clock:
+    """Seconds since the last window: waiting for data, stalled by checkpoints and evaluations, all."""
+
+    began: float
+    waited: float = 0.0
+    stalled: float = 0.0
+
+
+def run(task: Task, settings: Loop, folder: Path, ranks: engine.Ranks, record: Record | None) -> Outcome:
+    """Every rank calls it, with `record` on rank 0. Goes on from the folder's newest checkpoint. Raises Mistake when the loss is lost."""
+    return _Fit(task, settings, folder, ranks, record).run()
+
+
+class _Fit:
+    def __init__(self, task: Task, settings: Loop, folder: Path, ranks: engine.Ranks, record: Record | None) -> None:
+        import torch
+
+        self.task, self.settings, self.folder, self.ranks, self.record = task, settings, folder, ranks, record
+        self.steps = settings.epochs * task.plan.steps
+        self.looks = {round(self.steps * (one + 1) / settings.evaluations) for one in range(settings.evaluations)}
+        self.window = max(1, min(WINDOW, self.steps // WINDOWS))
+        self.micro_batches = engine.micro_batches(settings, ranks.world)
+        self.metrics: Metrics = {}
+        self.ids = self.rows = 0
+        self.history: list[float] = []
+        found = checkpoint.latest(folder, settings)
+        torch.manual_seed(settings.seed)
+        module = task.build()
+        universal = checkpoint.needs_universal(found, ranks, settings.zero_stage)
+        self.model = engine.wrap(module, settings, self.steps, ranks, universal)
+        self.average = Average(self.model, settings.ema_decay)
+        self.state = found.state if found else State()
+        self.saved = self.state.step if found else -1
+        if found:
+            checkpoint.load(self.model, self.average, found, ranks)
+            self._say(f"goes on after step {self.state.step} of {self.steps}, from {found.folder}")
+        if ranks.rank == 0:
+            row_losses.forget_after(folder, self.state.step)
+        engine.barrier()
+        self.losses = row_losses.RowLosses(folder, ranks.rank)
+        self.sums: dict[str, Any] = {}
+        self.clock = Clock(time.monotonic())
+        self.peak = hardware.peak_flops(self.model.device, settings.precision)
+        self.progress = Progress(task.name, settings, self.steps, self.state.step)
+        task.start(self.model.device)
+
+    def run(self) -> Outcome:
+        self.model.train()
+        while self.state.epoch < self.settings.epochs and not self.state.stopped:
+            self._epoch()
+        if self.saved != self.state.step:
+            self._save()
+        weights = self._finish()
+        return Outcome(weights, self.state, self.metrics)
+
+    def _epoch(self) -> None:
+        plan = self.task.plan.at(self.state.epoch, self.state.start)
+        for batch in self._timed(feed.batches(plan, self.task.prepare, self.settings.feed_threads)):
+            self._micro_batch(plan, batch)
+            if batch.last:
+                self._end_step(plan, batch.step_rows)
+                if self.state.stopped:
+                    return
+        self._audit(plan)
+        self.state = replace(self.state, epoch=self.state.epoch + 1, start=0, seen_rows=0, seen_ids=0)
+
+    def _timed(self, batches: Iterator[feed.Batch]) -> Iterator[feed.Batch]:
+        """The same, with the time that the model waits for them on the clock."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.clock.waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _micro_batch(self, plan: feed.Plan, batch: feed.Batch) -> None:
+        import torch
+
+        device = self.model.device
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.rows.items()}
+        real = torch.from_numpy(batch.weight).to(device)
+        inputs["weight"] = inputs["weight"].float() * real if "weight" in inputs else real
+        last = self.model.is_gradient_accumulation_boundary()
+        assert last == batch.last, (plan, batch.step)
+        torch.manual_seed(
+            _stream(self.settings.seed, self.state.step, self.ranks.rank * self.micro_batches + self.model.micro_steps % self.micro_batches)
+        )
+        losses = self.task.losses(self.model, inputs)
+        weighted = (losses["loss"] * inputs["weight"]).sum()
+        self.model.backward(weighted * (self.ranks.world * self.micro_batches / batch.step_rows))
+        self.model.step()
+        self._count(batch, losses, weighted, real)
+
+    def _count(self, batch: feed.Batch, losses: Tensors, weighted: torch.Tensor, real: torch.Tensor) -> None:
+        parts = {"loss": weighted} | {name: (part * real).sum() for name, part in losses.items() if name != "loss"}
+        for name, part in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + part.detach().double()
+        kept = batch.weight > 0
+        self.rows += int(kept.sum())
+        self.ids += feed.id_sum(batch.image_id[kept])
+        self.losses.add(batch.image_id, self.state.epoch, self.state.step + 1, losses["loss"], kept)
+
+    def _end_step(self, plan: feed.Plan, step_rows: int) -> None:
+        self.state = replace(self.state, step=self.state.step + 1, start=self.state.start + step_rows)
+        step = self.state.step
+        self.average.update(step)
+        look = step in self.looks
+        due = look or step % self.settings.checkpoint_every == 0
+        if due or step % self.window == 0 or self.state.start == plan.rows:
+            self._close_window()
+        began = time.monotonic()
+        if look:
+            self._look()
+        if due:
+            self._save()
+        self.clock.stalled += time.monotonic() - began
+        self.progress(step, self.state, self.history, self.ranks.rank)
+
+    def _close_window(self) -> None:
+        """Sums over the ranks -> metrics, and whether the loss is still one."""
+        names = sorted(self.sums)
+        elapsed = time.monotonic() - self.clock.began
+        told = [float(self.sums[name]) for name in names]
+        totals = engine.total([*told, self.rows, self.clock.waited, self.clock.stalled, elapsed], self.model.device)
+        (ids,) = engine.total_modulo([self.ids % 2**64], self.model.device)
+        rows, waited, stalled, spent = totals[len(names) :]
+        self.state = replace(self.state, seen_rows=self.state.seen_rows + round(rows), seen_ids=(self.state.seen_ids + ids) % 2**64)
+        means = {name: value / max(1.0, rows) for name, value in zip(names, totals, strict=False)}
+        self.losses.settle()
+        self._check(means["loss"])
+        self.history = [*self.history[-RECENT + 1 :], means["loss"]]
+        working = max(1e-9, spent - stalled) / self.ranks.world
+        flops = self.task.train_flops * rows / working
+        means |= {"epoch": self.state.epoch + self.state.start / self.task.plan.rows, "learning_rate": float(self.model.get_lr()[0])}
+        means |= {"rows_per_second": rows / working, "data_wait_share": waited / max(1e-9, spent - stalled), "flops_per_second": flops}
+        norm = self.model.get_global_grad_norm()
+        if norm is not None:
+            means["gradient_norm"] = float(norm)
+        if self.peak:
+            means["mfu"] = flops / (self.peak * self.ranks.world)
+        self._record(means)
+        self.sums, self.rows, self.ids, self.clock = {}, 0, 0, Clock(time.monotonic())
+
+    def _check(self, loss: float) -> None:
+        """Raises Mistake, on every rank, when the loss is not finite or so many times its recent median."""
+        usual = statistics.median(self.history) if len(self.history) >= CALM else float("inf")
+        if np.isfinite(loss) and loss <= self.settings.explosion * usual:
+            return
+        worst = sorted((one for rank in engine.collect(self.losses.worst()) for one in rank), reverse=True)[: row_losses.WORST]
+        named = ", ".join(f"{image_id} ({value:.4g})" for value, image_id in worst)
+        found = f"exploded: {loss:.4g}, its median was {usual:.4g}" if np.isfinite(loss) else f"is not finite: {loss}"
+        raise Mistake(
+            f"the loss {found}, in the {self.window} steps up to {self.state.step}. Largest rows: {named}. Nothing was saved of this state: the last "
+            f"checkpoint is step {max(self.saved, 0)}. Look at these images; lower learning_rate ({self.settings.learning_rate}) or clip_norm, or raise warm_up"
+        )
+
+    def _look(self) -> None:
+        """Evaluation, whether it is the best so far, and whether patience is at its end."""
+        self._evaluate()
+        if not self.metrics or self.settings.patience is None:
+            return
+        value = self.metrics[self.task.metric]
+        best, sign = self.state.best, 1 if self.task.larger_is_better else -1
+        if best is None or sign * value > sign * best:
+            self.state = replace(self.state, best=value, worse=0)
+            self._keep_best()
+            return
+        self.state = replace(self.state, worse=self.state.worse + 1)
+        if self.state.worse >= self.settings.patience:
+            self.state = replace(self.state, stopped=True)
+            self._say(
+                f"stops at step {self.state.step}: {self.state.worse} evaluations without a better {self.task.metric} than {best:.4f}"
+            )
+
+    def _evaluate(self) -> None:
+        with self.average.applied():
+            self._measure()
+        self._record(self.metrics)
+
+    def _measure(self) -> None:
+        import torch
+
+        self.model.eval()
+        with torch.no_grad():
+            self.metrics = self.task.evaluate(self.model)
+        self.model.train()
+
+    def _keep_best(self) -> None:
+        import safetensors.torch
+
+        whole = self.average.whole(keep=self.ranks.rank == 0)
+        if self.ranks.rank == 0:
+            part = self.folder / f"{BEST}.part"
+            safetensors.torch.save_file(whole, part)
+            part.rename(self.folder / BEST)
+
+    def _finish(self) -> engine.Weights:
+        """What is exported, and its metrics: the best with patience, else the last; averaged where there is an average."""
+        import safetensors.torch
+
+        if self.state.best is not None:
+            best = safetensors.torch.load_file(self.folder / BEST)
+            with engine.swapped(self.model, engine.cut(self.model, best, self.ranks)):
+                self._measure()
+            return best if self.ranks.rank == 0 else {}
+        if not self.metrics:  # it went on from its last step
+            self._evaluate()
+        return self.average.whole(keep=self.ranks.rank == 0)
+
+    def _save(self) -> None:
+        began = time.monotonic()
+        written = [one for one in engine.collect(self.losses.write()) if one]
+        failed = "; ".join(written) or checkpoint.save(self.model, self.average, self.state, self.folder, self.settings, self.ranks)
+        if failed:
+            self._say(
+                f"NO CHECKPOINT at step {self.state.step}: {failed}. Training goes on; the last one is step {max(self.saved, 0)}. Make room"
+            )
+            return
+        self.saved = self.state.step
+        self._record({"checkpoint_seconds": time.monotonic() - began})
+        if self.record is not None:
+            self.record.checkpoint(self.state.step, checkpoint.complete(self.folder)[-1], self.metrics)
+
+    def _audit(self, plan: feed.Plan) -> None:
+        """Raises Mistake when the epoch's rows or ids are not the manifest's."""
+        found, expected = (self.state.seen_rows, self.state.seen_ids), (plan.rows, plan.export.ids(plan.bucket))
+        if found != expected:
+            raise Mistake(
+                f"audit of epoch {plan.epoch}: fed {found[0]} rows with checksum {found[1]:016x}, the manifest of {plan.export.root} says "
+                f"{expected[0]} rows with {expected[1]:016x}. The feed is wrong: keep {self.folder} and report it"
+            )
+
+    def _record(self, values: Metrics) -> None:
+        if self.record is not None and values:
+            self.record.metrics(self.state.step, values)
+
+    def _say(self, line: str) -> None:
+        if self.ranks.rank == 0:
+            print(f"{self.task.name}: {line}", flush=True)
+
+
+class Progress:
+    """A line every `say_every` seconds and at the end: where it stands, rows a second, loss, time left."""
+
+    def __init__(self, name: str, settings: Loop, steps: int, first: int) -> None:
+        self._name, self._settings, self._steps, self._first = name, settings, steps, first
+        self._began = self._said = time.monotonic()
+
+    def __call__(self, step: int, state: State, history: list[float], rank: int) -> None:
+        now = time.monotonic()
+        if rank > 0 or (now - self._said < self._settings.say_every and step < self._steps):
+            return
+        self._said, spent = now, now - self._began
+        rate = (step - self._first) / spent
+        loss = f", loss {history[-1]:.4f}" if history else ""
+        print(
+            f"{self._name}: step {step}/{self._steps}, epoch {state.epoch + 1}/{self._settings.epochs}, "
+            f"{rate * self._settings.rows_per_step:.0f} rows/s{loss}, {(self._steps - step) / rate:.0f} s left",
+            flush=True,
+        )
+
+
+def _stream(*what: int) -> int:
+    """Numbers -> a seed that they alone make."""
+    return int.from_bytes(hashlib.blake2b(" ".join(map(str, what)).encode(), digest_size=8).digest(), "little") >> 1
