@@ -96,6 +96,7 @@ embed: {{encoders: [colour-grid], device: cpu}}
 label: {{views: {{"blur:1": 0.5}}}}
 select: {{name: one, seed: 1, rules: []}}
 export: {{root: {folder}/exports}}
+training: {{root: {folder}/trainings}}
 report: {{path: {folder}/report.html}}
 """)
     return path

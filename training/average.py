@@ -50,17 +50,21 @@ class Average:
 
     def save(self, folder: Path, rank: int) -> str:
         """Every rank must call it -> "" or what failed on this rank. One file, the same whatever the stage and the number of ranks."""
+        return "" if self._decay is None else self.write(folder / NAME, rank)
+
+    def write(self, path: Path, rank: int) -> str:
+        """`whole` -> a file, all of it or nothing, by rank 0. Every rank must call it -> "" or what failed on this rank."""
         import safetensors.torch
         from safetensors import SafetensorError
 
-        if self._decay is None:
-            return ""
-        whole = self.whole(keep=rank == 0)
-        try:
-            if rank == 0:
-                safetensors.torch.save_file(whole, folder / NAME)
-        except (OSError, SafetensorError) as error:
-            return f"{folder / NAME}: {error}"
+        whole, part = self.whole(keep=rank == 0), path.with_suffix(".part")
+        if rank == 0:
+            try:
+                safetensors.torch.save_file(whole, part)
+                part.rename(path)
+            except (OSError, SafetensorError) as error:
+                part.unlink(missing_ok=True)
+                return f"{path}: {error}"
         return ""
 
     def load(self, folder: Path, ranks: engine.Ranks) -> None:

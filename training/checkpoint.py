@@ -115,6 +115,12 @@ def prune(root: Path, settings: Loop) -> None:
             shutil.rmtree(folder)
 
 
+def sweep(root: Path) -> None:
+    """Removes what a killed save left. One rank calls it, before any saves."""
+    for part in (root / FOLDER).glob("*.part"):
+        shutil.rmtree(part)
+
+
 def _make(part: Path) -> str:
     try:
         shutil.rmtree(part, ignore_errors=True)

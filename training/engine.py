@@ -17,8 +17,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 Weights = dict[str, "torch.Tensor"]
 TAG = "engine"  # of DeepSpeed's own files in a checkpoint's folder
 UNIVERSAL = "universal"  # the same, converted for any number of ranks
+COMMAND = "STUDBOOK_COMMAND"  # of a rank's environment: the process that `launch` was called in
+ALONE = 3  # exit status of a rank whose launcher is gone
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -54,7 +58,8 @@ def launched() -> bool:
 
 def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
     """(python module, its command line, processes on this machine) -> exit status; 0 when every rank ended well."""
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # as torch.distributed.run would set it, with a warning
+    # threads as torch.distributed.run would set them, with a warning
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {COMMAND: str(os.getpid())}
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
     command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "-m", module, *arguments]
     return subprocess.run(command, env=environment, check=False).returncode
@@ -65,6 +70,8 @@ def start(device: str, patience: int = 600) -> Ranks:
 
     patience: seconds that a rank waits in a collective for the others before it takes them for lost.
     """
+    if launched():
+        threading.Thread(target=_end_when_alone, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -75,6 +82,8 @@ def start(device: str, patience: int = 600) -> Ranks:
     os.environ.setdefault("DS_ACCELERATOR", device)  # or DeepSpeed warns while it looks for one
     os.environ.setdefault("LOCAL_RANK", "0")
     backend = "gloo" if device == "cpu" else "nccl"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not torch.distributed.is_initialized():
         timeout = timedelta(seconds=patience)
         if launched():
@@ -87,7 +96,26 @@ def start(device: str, patience: int = 600) -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would need g++ at run time
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if deepspeed.utils.groups._WORLD_GROUP is None:
+        # its copy of the group of all ranks, through which gradients go: it would wait torch's own 30 minutes for a rank that hangs
+        deepspeed.utils.groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=patience))
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _end_when_alone(launcher: int) -> None:
+    """Ends this rank when its launcher, or the command that started the launcher, is gone: else the ranks of a killed command train on unseen.
+
+    The next start of the same training would find the folder taken, or worse, finished by others. What a kill leaves is what it goes on from.
+    """
+    import psutil
+
+    with suppress(psutil.Error):
+        command = os.environ.get(COMMAND)
+        while os.getppid() == launcher and (command is None or psutil.Process(launcher).ppid() == int(command)):
+            time.sleep(1.0)
+    with suppress(OSError):  # nobody may be there to read it
+        print("studbook: what started this rank is gone, so it ends; start again: it goes on from the last checkpoint", flush=True)
+    os._exit(ALONE)
 
 
 def leave(status: int = 0) -> None:

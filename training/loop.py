@@ -117,6 +117,7 @@ class _Fit:
             self._say(f"goes on after step {self.state.step} of {self.steps}, from {found.folder}")
         if ranks.rank == 0:
             row_losses.forget_after(folder, self.state.step)
+            checkpoint.sweep(folder)
         engine.barrier()
         self.losses = row_losses.RowLosses(folder, ranks.rank)
         self.sums: dict[str, Any] = {}
@@ -158,9 +159,8 @@ class _Fit:
     def _micro_batch(self, plan: feed.Plan, batch: feed.Batch) -> None:
         import torch
 
-        device = self.model.device
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.rows.items()}
-        real = torch.from_numpy(batch.weight).to(device)
+        inputs = {name: self._to_device(array) for name, array in batch.rows.items()}
+        real = self._to_device(batch.weight)
         inputs["weight"] = inputs["weight"].float() * real if "weight" in inputs else real
         last = self.model.is_gradient_accumulation_boundary()
         assert last == batch.last, (plan, batch.step)
@@ -172,6 +172,12 @@ class _Fit:
         self.model.backward(weighted * (self.ranks.world * self.micro_batches / batch.step_rows))
         self.model.step()
         self._count(batch, losses, weighted, real)
+
+    def _to_device(self, array: Any) -> torch.Tensor:
+        import torch
+
+        tensor, device = torch.from_numpy(array), self.model.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
     def _count(self, batch: feed.Batch, losses: Tensors, weighted: torch.Tensor, real: torch.Tensor) -> None:
         parts = {"loss": weighted} | {name: (part * real).sum() for name, part in losses.items() if name != "loss"}
@@ -244,8 +250,11 @@ class _Fit:
         value = self.metrics[self.task.metric]
         best, sign = self.state.best, 1 if self.task.larger_is_better else -1
         if best is None or sign * value > sign * best:
-            self.state = replace(self.state, best=value, worse=0)
-            self._keep_best()
+            failed = self._keep_best()
+            if failed:
+                self._say(f"NO COPY of the best weights at step {self.state.step}: {failed}. Those of before stay the best. Make room")
+            else:
+                self.state = replace(self.state, best=value, worse=0)
             return
         self.state = replace(self.state, worse=self.state.worse + 1)
         if self.state.worse >= self.settings.patience:
@@ -267,14 +276,10 @@ class _Fit:
             self.metrics = self.task.evaluate(self.model)
         self.model.train()
 
-    def _keep_best(self) -> None:
-        import safetensors.torch
-
-        whole = self.average.whole(keep=self.ranks.rank == 0)
-        if self.ranks.rank == 0:
-            part = self.folder / f"{BEST}.part"
-            safetensors.torch.save_file(whole, part)
-            part.rename(self.folder / BEST)
+    def _keep_best(self) -> str:
+        """-> "" or what failed, the same on every rank."""
+        failed = self.average.write(self.folder / BEST, self.ranks.rank)
+        return "; ".join(one for one in engine.collect(failed) if one)
 
     def _finish(self) -> engine.Weights:
         """What is exported, and its metrics: the best with patience, else the last; averaged where there is an average."""

@@ -19,7 +19,7 @@ from training import evaluate_scorer
 if TYPE_CHECKING:
     import pandas as pd
 
-FEWEST = 30  # images: with fewer the interval says nothing
+FEWEST = 30  # images: with fewer the percentile interval is too narrow for what it claims
 SEED = 7
 
 Draws = npt.NDArray[np.floating[Any]]
@@ -48,26 +48,26 @@ class Figures:
         )
 
 
-def measure_srcc(metric: str, version: pd.DataFrame, champion: pd.DataFrame) -> Figures:
+def measure_srcc(metric: str, version: pd.DataFrame, champion: pd.DataFrame, fewest: int) -> Figures:
     """Rows of both (image_id, view, value, prediction) -> SRCC on those with the same image, view and target."""
-    rows = join(version, champion, ["image_id", "view", "value"])
+    rows = join(version, champion, ["image_id", "view", "value"], fewest)
     image, draws = draw(rows)
     of_rows, values = draws[:, image], rows["value"].to_numpy()
     ours, theirs = (evaluate_scorer.srcc(rows[f"prediction{side}"].to_numpy(), values, of_rows) for side in ("", "_champion"))
     return figures(metric, rows, image, ours, theirs, ours - theirs)
 
 
-def measure_loss(metric: str, version: pd.DataFrame, champion: pd.DataFrame) -> Figures:
+def measure_loss(metric: str, version: pd.DataFrame, champion: pd.DataFrame, fewest: int) -> Figures:
     """Losses of both (image_id, loss; an image may have several) -> the mean over images."""
     means = [table.groupby("image_id")["loss"].mean().reset_index() for table in (version, champion)]
-    rows = join(means[0], means[1], ["image_id"])
+    rows = join(means[0], means[1], ["image_id"], fewest)
     image, draws = draw(rows)
     times = draws[:, image]
     ours, theirs = (times @ rows[f"loss{side}"].to_numpy() / times.sum(axis=1) for side in ("", "_champion"))
     return figures(metric, rows, image, ours, theirs, theirs - ours)
 
 
-METRICS: dict[str, tuple[str, Callable[[str, pd.DataFrame, pd.DataFrame], Figures]]] = {
+METRICS: dict[str, tuple[str, Callable[[str, pd.DataFrame, pd.DataFrame, int], Figures]]] = {
     "held_out_srcc": ("held_out.parquet", measure_srcc),
     "held_out_loss": ("held_out_losses.parquet", measure_loss),
 }
@@ -76,15 +76,15 @@ METRICS: dict[str, tuple[str, Callable[[str, pd.DataFrame, pd.DataFrame], Figure
 COLUMNS = {"held_out.parquet": {"image_id", "view", "value", "prediction"}, "held_out_losses.parquet": {"image_id", "loss"}}
 
 
-def join(version: pd.DataFrame, champion: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def join(version: pd.DataFrame, champion: pd.DataFrame, keys: list[str], fewest: int) -> pd.DataFrame:
     """Rows that both have, once each; Mistake when they are of too few images or a table has a key twice."""
     for table, whose in ((version, "the version"), (champion, "the champion")):
         if table.duplicated(keys).any():
             raise Mistake(f"the held-out rows of {whose} have {', '.join(keys)} twice; train it again")
     rows = version.merge(champion, on=keys, suffixes=("", "_champion"))
-    if (images := rows["image_id"].nunique()) < FEWEST:
+    if (images := rows["image_id"].nunique()) < fewest:
         raise Mistake(
-            f"the version and the champion have {images} held-out images in common, expected {FEWEST} or more "
+            f"the version and the champion have {images} held-out images in common, expected {fewest} or more "
             f"(given {version['image_id'].nunique()} and {champion['image_id'].nunique()}); train the champion's settings on the new export first"
         )
     return rows

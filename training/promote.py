@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from conf.settings import Mistake, load, stop
 from training import mlflow_store
 from training.mlflow_store import CANDIDATE, CHAMPION
-from training.paired import COLUMNS, METRICS, Figures
+from training.paired import COLUMNS, FEWEST, METRICS, Figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML that names the MLflow store")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
     parser.add_argument("--metric", choices=list(METRICS), help="what is compared")
+    parser.add_argument("--fewest", type=int, default=FEWEST, help="common held-out images that are enough for an interval (default 30)")
     parser.add_argument("--plan", action="store_true", help="say the figures; do nothing")
     arguments = parser.parse_args()
     try:
@@ -50,14 +51,14 @@ def main() -> None:
         client = mlflow_store.connect(settings.mlflow)
         if why := mlflow_store.unreachable(client):
             raise Mistake(f"mlflow.tracking_uri: {settings.mlflow.tracking_uri} does not answer: {why}")
-        done = promote(client, arguments.model, arguments.version, arguments.metric, arguments.plan)
+        done = promote(client, arguments.model, arguments.version, arguments.metric, arguments.fewest, arguments.plan)
     except Mistake as error:
         stop(str(error))
     if not done:
         raise SystemExit(1)
 
 
-def promote(client: MlflowClient, model: str, number: str | None, metric: str | None, plan: bool) -> bool:
+def promote(client: MlflowClient, model: str, number: str | None, metric: str | None, fewest: int, plan: bool) -> bool:
     """Whether the version is the champion now (or would be, in a plan); says why and with which figures."""
     aliases = mlflow_store.find_aliases(client, model)
     version = find(client, model, number, aliases)
@@ -71,7 +72,7 @@ def promote(client: MlflowClient, model: str, number: str | None, metric: str | 
         figures = None
     else:
         champion = client.get_model_version(model, str(aliases[CHAMPION]))
-        figures = compare(client, version, champion, metric)
+        figures = compare(client, version, champion, metric, fewest)
         say(f"{model} version {version.version}: {figures}")
         if not figures.better:
             say(f"refused: the interval is not above 0; version {champion.version} stays the champion")
@@ -110,7 +111,7 @@ def clear_candidate(client: MlflowClient, model: str, version: ModelVersion, ali
         client.delete_registered_model_alias(model, CANDIDATE)
 
 
-def compare(client: MlflowClient, version: ModelVersion, champion: ModelVersion, metric: str | None) -> Figures:
+def compare(client: MlflowClient, version: ModelVersion, champion: ModelVersion, metric: str | None, fewest: int) -> Figures:
     """Two versions -> the figures on the held-out rows that both runs have."""
     chosen = metric or next((name for name, (file, _) in METRICS.items() if has(client, version, file)), next(iter(METRICS)))
     file, measure = METRICS[chosen]
@@ -120,7 +121,7 @@ def compare(client: MlflowClient, version: ModelVersion, champion: ModelVersion,
                 f"{one.name} version {one.version} has no {file} in its run {one.run_id}, so {chosen} cannot be compared; "
                 f"train it again, or set the alias {CHAMPION} in MLflow by hand"
             )
-    return measure(chosen, download(client, version, file), download(client, champion, file))
+    return measure(chosen, download(client, version, file), download(client, champion, file), fewest)
 
 
 def has(client: MlflowClient, version: ModelVersion, file: str) -> bool:

@@ -235,3 +235,21 @@ def test_a_state_says_where_the_next_start_begins(export: Export, tmp_path: Path
         (15, 1, 84, 84),
         (16, 1, 96, 96),
     ]
+
+
+class Filling(Line):
+    """The disk is full from its fourth evaluation to its fifth."""
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 if len(self.evaluated) == 3 else hard, hard))
+        return super().evaluate(model)
+
+
+def test_a_full_disk_keeps_the_best_of_before(export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = settings(epochs=4, evaluations=4, patience=3)
+    task = Filling(export, told, measured=(0.1, 0.5, 0.2, 0.7, 0.5))
+    outcome = fit(task, told, tmp_path)
+    assert "NO COPY of the best weights at step 32: " in capsys.readouterr().out
+    assert (outcome.state.best, outcome.metrics) == (0.5, {"quality": 0.5})
+    assert torch.equal(outcome.weights["weight"], task.evaluated[1])
