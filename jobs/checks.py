@@ -16,8 +16,6 @@ def check(settings: Settings) -> None:
     unknown = set(settings.label.views) - set(degrade.VIEWS)
     if unknown:
         raise Mistake(f"label.views: given {sorted(unknown)}, allowed {sorted(degrade.VIEWS)}")
-    if "://" in settings.export.root and not settings.export.root.startswith("file://"):
-        raise Mistake(f"export.root: given {settings.export.root!r}, expected a local or mounted folder: the trainer reads files")
     for store in settings.stores.values():
         for variable in (store.access_key_env, store.secret_key_env):
             if variable is not None and variable not in os.environ:

@@ -75,9 +75,13 @@ def placed(lake: Lake, rows: DataFrame, settings: Settings) -> DataFrame:
 
 def _places(lake: Lake, settings: Settings) -> DataFrame:
     """-> image_id, `addresses` (every source of the image, the latest state first) and `tried`, a digest of them and of the limits."""
-    places = occurrences.newest_first(ADDRESSES, "uri", "offset", "length", "size", "mtime_us").alias("addresses")
     tried = F.hex(F.xxhash64(F.lit(digest(settings.limits)), "addresses"))
-    return lake.read("sources").groupBy("image_id").agg(places).withColumn("tried", tried)
+    return lake.read("sources").groupBy("image_id").agg(addresses().alias("addresses")).withColumn("tried", tried)
+
+
+def addresses() -> Column:
+    """Aggregate over the sources of an image -> where a worker may read it, the latest state first."""
+    return occurrences.newest_first(ADDRESSES, "uri", "offset", "length", "size", "mtime_us")
 
 
 def _first_place(rows: DataFrame) -> DataFrame:

@@ -62,9 +62,7 @@ def labelled(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFr
     pixel = _of_view(embedding.outputs(settings)[PIXELS], embedding.outputs(settings, seed)[PIXELS])
     vectors = lake.read("embeddings", versions["embeddings"]).where(vector).select("image_id", "view", "vector")
     pixels = lake.read("pixels", versions["pixels"]).where(pixel).select("image_id", "view", *STATISTICS)
-    draw = F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), "image_id"), F.lit(1_000_000)) / 1_000_000
-    bucket = F.when(draw < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
-    return labels.join(vectors, ["image_id", "view"]).join(pixels, ["image_id", "view"]).select("*", bucket)
+    return labels.join(vectors, ["image_id", "view"]).join(pixels, ["image_id", "view"]).select("*", snapshot.bucket(settings))
 
 
 def _of_view(original: str, degraded: str) -> Column:

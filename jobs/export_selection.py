@@ -22,11 +22,7 @@ KIND = "selection"
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
     """`head`: the champion where the caller has resolved it."""
-    versions = lake.versions(facts.TABLES)
-    scores = score.fingerprint(head or score.champion(settings))
-    selection = select_images.identity(lake, settings, scores, versions)
-    if not select_images.is_made(lake, selection):
-        raise Mistake(f"export selection: selection {selection} of this config and these tables is not made; run the stage select first")
+    selection, scores, versions = current(lake, settings, head, "export selection")
     rows = selected(lake, selection, versions)
     export, count = snapshot.identity(KIND, rows, settings)
     if count == 0:
@@ -40,6 +36,18 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     made = snapshot.make(lake, settings, KIND, export, rows, order, {"made_from": versions, "selection": selection, "scores": scores})
     done = f"{count} images in {snapshot.folder(settings, KIND, export)}"
     print(f"{NAME}: {done}" if made else f"{NAME}: nothing to do, {done}")
+
+
+def current(lake: Lake, settings: Settings, head: Head | None, who: str) -> tuple[str, str, dict[str, int]]:
+    """-> the selection of this config and the tables as they are, the scores' fingerprint, the tables' versions. Raises Mistake
+    when it is not made yet.
+    """
+    versions = lake.versions(facts.TABLES)
+    scores = score.fingerprint(head or score.champion(settings))
+    selection = select_images.identity(lake, settings, scores, versions)
+    if not select_images.is_made(lake, selection):
+        raise Mistake(f"{who}: selection {selection} of this config and these tables is not made; run the stage select first")
+    return selection, scores, versions
 
 
 def selected(lake: Lake, selection: str, versions: dict[str, int]) -> DataFrame:

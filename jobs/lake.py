@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from jobs.lease import landing
@@ -50,10 +51,12 @@ class Lake:
                 list(pool.map(self._create, missing))
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
-        """A table as it is now, or pinned to a version (what a plan that appends to the same table must do)."""
+        """A table as it is now, or pinned to a version (what a plan that appends to the same table must do). Has every column of
+        jobs/tables.py: those that the table did not have yet are NULL.
+        """
         if version is None:
-            return self.spark.table(self._name(table))
-        return self.spark.sql(f"SELECT * FROM {self._name(table)} VERSION AS OF {version}")
+            return _with_later(table, self.spark.table(self._name(table)))
+        return _with_later(table, self.spark.sql(f"SELECT * FROM {self._name(table)} VERSION AS OF {version}"))
 
     def version(self, table: str) -> int:
         return int(self.spark.sql(f"DESCRIBE HISTORY {self._name(table)} LIMIT 1").first()["version"])  # type: ignore[index]
@@ -70,8 +73,10 @@ class Lake:
         and appends nothing, when a row breaks a constraint of jobs/tables.py.
         """
         columns = [field.name for field in self.read(table).schema]
-        writer = rows.select(*columns).write.format("delta").mode("append")
+        writer = _with_later(table, rows).select(*columns).write.format("delta").mode("append")
         writer = writer.option("txnAppId", f"{app}/{table}").option("txnVersion", number)
+        if TABLES[table].later:  # a lake of older code gets the columns with its first append
+            writer = writer.option("mergeSchema", "true")
         try:
             if self._schema:
                 writer.saveAsTable(self._name(table))
@@ -137,7 +142,13 @@ class Lake:
         # in the same commit as the table: an ALTER a constraint takes a second each
         properties |= {f"delta.constraints.{check}": condition for check, condition in table.checks}
         told = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
-        self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._name(name)} ({table.columns}) USING DELTA TBLPROPERTIES ({told})")
+        self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self._name(name)} ({table.ddl}) USING DELTA TBLPROPERTIES ({told})")
+
+
+def _with_later(table: str, rows: DataFrame) -> DataFrame:
+    """Rows -> the same with the columns that came later than they did, as NULL."""
+    lacking = [(name, kind) for name, kind in TABLES[table].later if name not in rows.columns]
+    return rows.withColumns({name: F.lit(None).cast(kind) for name, kind in lacking}) if lacking else rows
 
 
 def hadoop(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""The model registry, as the jobs read it: which version is champion, and its weights."""
+"""The model registry, as the jobs read it: which version is champion, and its weights; which versions a training made, and by which run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from conf.settings import Mistake, Mlflow
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
 # what training.tracker writes on a version and the jobs read
 TAGS = ("sha256", "encoder_fingerprint", "evaluation", "beats_baselines", "export", "manifest_sha256", "made_from")
+
+TRAINING = "training_digest"  # the tag that says which training made a version
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+SQLITE = "sqlite:///"
+SYSTEM = "system/"  # how the machine did: no metrics of the model
 
 
 class Head(NamedTuple):
@@ -27,17 +36,12 @@ class Head(NamedTuple):
 
 def resolve(settings: Mlflow, model: str, alias: str) -> Head:
     """Alias -> the version it stands for now. Raises Mistake when there is none or its file is not what was registered."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(settings.tracking_uri)
     try:
-        version = mlflow.MlflowClient().get_model_version_by_alias(model, alias)
+        version = connect(settings).get_model_version_by_alias(model, alias)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in ABSENT:
             raise
         raise Mistake(
             f"no version of model {model!r} has the alias {alias!r} in {settings.tracking_uri}; "
@@ -46,6 +50,8 @@ def resolve(settings: Mlflow, model: str, alias: str) -> Head:
     wanting = [tag for tag in TAGS if tag not in version.tags]
     if wanting:
         raise Mistake(f"model {model!r} version {version.version} lacks the tags {wanting}; register heads by training.train_scorer")
+    import mlflow
+
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/head.safetensors"))
     weights = path.read_bytes()
     found = hashlib.sha256(weights).hexdigest()
@@ -54,3 +60,107 @@ def resolve(settings: Mlflow, model: str, alias: str) -> Head:
             f"model {model!r} version {version.version}: its file has sha256 {found}, registered was {version.tags['sha256']}; register it anew"
         )
     return Head(model, str(version.version), found, version.tags["encoder_fingerprint"], dict(version.tags), weights)
+
+
+class Version(NamedTuple):
+    """A registered version as its record tells it; `aliases` it holds now."""
+
+    model: str
+    version: str
+    aliases: tuple[str, ...]
+    run: str
+    tags: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.version}" + (f" ({', '.join(self.aliases)})" if self.aliases else "")
+
+
+class Run(NamedTuple):
+    """What a training run's record says of it: `status` FINISHED, FAILED, ...; `seconds`: None while it runs; metrics at its last step."""
+
+    name: str
+    status: str
+    seconds: float | None
+    metrics: dict[str, float]
+
+
+def connect(settings: Mlflow) -> MlflowClient:
+    """Settings -> a client of their store, that is quiet and gives up in half a minute."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "15")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    return mlflow.MlflowClient()
+
+
+def silence(settings: Mlflow) -> str:
+    """-> why the store can tell nothing (no sqlite file yet, or no answer), in one line; empty when it answers."""
+    uri = settings.tracking_uri
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        return f"there is no MLflow store at {uri} yet"
+    from mlflow.exceptions import MlflowException
+
+    try:
+        connect(settings).search_experiments(max_results=1)
+    except MlflowException as error:
+        return f"MLflow at {uri} does not answer: {' '.join(str(error).split())[-200:]}"
+    return ""
+
+
+def made_by(settings: Mlflow, model: str, training: str) -> list[Version]:
+    """(registered name, training digest) -> the versions that it made, the oldest first."""
+    client = connect(settings)
+    found = client.search_model_versions(f"name = '{model}' and tags.{TRAINING} = '{training}'")
+    held = _aliases(client, model) if found else {}
+    return sorted((_version(one, held) for one in found), key=lambda one: int(one.version))
+
+
+def find(settings: Mlflow, wanted: str) -> Version:
+    """MODEL, MODEL@alias or MODEL/version -> the version; of a bare name the champion, else the newest. Raises Mistake when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(settings)
+    name, at, alias = wanted.partition("@")
+    if not at:
+        name, _, number = wanted.partition("/")
+    try:
+        held = _aliases(client, name)
+        if at:
+            return _version(client.get_model_version_by_alias(name, alias), held)
+        numbers = [int(one.version) for one in client.search_model_versions(f"name = '{name}'")] if not number else []
+        number = number or held.get("champion") or str(max(numbers, default=0))
+        return _version(client.get_model_version(name, number), held)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        raise Mistake(f"model: given {wanted!r}, which {settings.tracking_uri} has not (registered models: {known})") from None
+
+
+def run_of(settings: Mlflow, version: Version) -> Run | None:
+    """-> the run that made the version; None when it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = connect(settings).get_run(version.run)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+    seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
+    metrics = {name: value for name, value in sorted(run.data.metrics.items()) if not name.startswith(SYSTEM)}
+    return Run(run.info.run_name, run.info.status, seconds, metrics)
+
+
+def _aliases(client: MlflowClient, model: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()}
+
+
+def _version(found: ModelVersion, held: dict[str, str]) -> Version:
+    aliases = tuple(sorted(alias for alias, version in held.items() if version == str(found.version)))
+    return Version(found.name, str(found.version), aliases, found.run_id or "", dict(found.tags))

@@ -16,7 +16,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from conf.settings import Mistake, Settings
-from jobs import command, embed, export_labels, export_selection, facts, funnel, ingest, label, report, score, select_images
+from jobs import (
+    command,
+    embed,
+    export_labels,
+    export_selection,
+    facts,
+    funnel,
+    ingest,
+    label,
+    land_train_stats,
+    report,
+    score,
+    select_images,
+)
 from jobs.lake import Lake
 from jobs.registry import Head
 from udfs.opener import to_path
@@ -43,6 +56,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
         ("label", lambda: label.run(lake, settings)),
         ("export labels", lambda: export_labels.run(lake, settings)),
         ("train scorer", lambda: train(lake, settings, sys.argv[1:] if arguments is None else arguments)),
+        ("land train stats", lambda: land_train_stats.run(lake, settings)),
         ("score", lambda: score.run(lake, settings, head=head())),
         ("select", lambda: select_images.run(lake, settings, head=head())),
         ("export selection", lambda: export_selection.run(lake, settings, head=head())),
@@ -58,7 +72,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
 
 def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
     """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
-    export = os.fsdecode(to_path(export_labels.folder(lake, settings)))
+    export = export_labels.folder(lake, settings)
+    export = os.fsdecode(to_path(export)) if export.startswith("file://") else export
     done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *arguments])
     if done.returncode != 0:
         raise Mistake(
@@ -75,6 +90,7 @@ def tell(lake: Lake, settings: Settings, head: Head, seconds: float) -> None:
     print(f"\nreport   {settings.report.path} (open it in a browser)")
     print(f"MLflow   make mlflow, or: mlflow server --backend-store-uri {settings.mlflow.tracking_uri} --host 127.0.0.1 --port 5000")
     print(f"an image python -m jobs.why IMAGE --config {_config()}")
+    print(f"a model  python -m jobs.lineage {head.model} --config {_config()}")
     print(f"done in {seconds:.0f} s", flush=True)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_type
 
 from conf.settings import Settings, digest
 from jobs import ordering, waves
@@ -21,6 +22,8 @@ from jobs.lake import Lake
 from jobs.waves import Projection, Stage
 from udfs import snapshot as kernel
 from udfs.opener import to_uri
+
+IMAGES = "images"  # the kind whose rows hold the bytes (jobs/export_images.py)
 
 
 def folder(settings: Settings, kind: str, export: str) -> str:
@@ -35,10 +38,18 @@ def content(columns: Sequence[str]) -> Column:
 
 
 def identity(kind: str, rows: DataFrame, settings: Settings) -> tuple[str, int]:
-    """-> (a digest of the rows' content and the export's settings, their number)."""
+    """-> (a digest of the rows' content and of how they are laid out, their number)."""
     summed = rows.agg(F.count("*").alias("n"), content(rows.columns).alias("content")).first()
     assert summed is not None
-    return digest(kind, str(summed["content"]), summed["n"], settings.export.model_dump(exclude={"root"})), summed["n"]
+    images = {"image_rows_per_file", "image_attempt"}
+    laid_out = settings.export.model_dump(include={"seed", "held_out"} | (images if kind == IMAGES else {"rows_per_file"}))
+    return digest(kernel.FORMAT, kind, str(summed["content"]), summed["n"], laid_out), summed["n"]
+
+
+def bucket(settings: Settings) -> Column:
+    """`train` or `held_out`, by a seeded hash of the image: the same in every export that is split."""
+    draw = F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), "image_id"), F.lit(1_000_000)) / 1_000_000
+    return F.when(draw < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
 
 
 def make(
@@ -49,35 +60,50 @@ def make(
     with waves.stage(lake, f"export-{kind}", settings, TABLES) as stage:
         written = lake.opener.exists(f"{root}/manifest.json")
         if not written:
-            _write(stage, settings, root, rows, order, {"export": export, "kind": kind, "lake": settings.lake.root} | facts)
-        landed = not lake.read("exports").where(F.col("export") == export).isEmpty()
+            _write(stage, settings, root, rows, order, {"export": export, "kind": kind} | facts)
+        landed = is_landed(lake, export)
         if not landed:
-            stage.run_whole(_lines(lake, root))
+            stage.run_whole(lines(lake, root))
         return not (written and landed)
 
 
 TABLES: dict[str, Projection] = {"exports": lambda staged, run: staged.withColumn("run", F.lit(run))}
 
 
-def _write(stage: Stage, settings: Settings, root: str, rows: DataFrame, order: Sequence[str | Column], facts: dict[str, Any]) -> None:
-    lake = stage.lake
-    lake.opener.delete(root)  # what a killed run left: it has no manifest, so nobody reads it
-    columns = {field.name: field.dataType.simpleString() for field in rows.schema if field.name != "bucket"}
-    numbered, _ = ordering.numbered(lake, rows, [F.col("bucket"), *order], lake.area("_staging", stage.name, stage.run_id, "ordered"))
+def is_landed(lake: Lake, export: str) -> bool:
+    return not lake.read("exports").where(F.col("export") == export).isEmpty()
+
+
+def place(numbered: DataFrame, rows_per_file: int) -> DataFrame:
+    """Rows with `bucket` and `at`, their global order -> with `file`, a number in the bucket: each of rows_per_file rows but the last."""
     starts = numbered.groupBy("bucket").agg(F.min("at").alias("first"))
-    place = F.floor((F.col("at") - F.col("first")) / settings.export.rows_per_file).cast("int")
-    filed = numbered.join(F.broadcast(starts), "bucket").withColumn("file", place).drop("first")
-    written = filed.groupBy("bucket", "file").applyInArrow(
-        partial(kernel.write_file, root=root, stores=settings.store_options), kernel.SCHEMA
-    )
-    files = sorted(
-        (row.asDict() for row in written.collect()), key=lambda row: row["file"]
-    )  # one small row a file; no orderBy: it runs a UDF twice
-    manifest = facts | {"rows": sum(file["rows"] for file in files), "columns": columns, "files": files}
+    file = F.floor((F.col("at") - F.col("first")) / rows_per_file).cast("int")
+    return numbered.join(F.broadcast(starts), "bucket").withColumn("file", file).drop("first")
+
+
+def write_manifest(
+    lake: Lake, settings: Settings, root: str, columns: Mapping[str, str], files: list[dict[str, Any]], facts: dict[str, Any]
+) -> None:
+    """kernel.SCHEMA rows and facts -> the manifest: from here on the export is there. `columns`: name -> Arrow type."""
+    told = sorted(files, key=lambda file: file["file"])
+    manifest = facts | {"lake": settings.lake.root, "rows": sum(file["rows"] for file in told), "columns": columns, "files": told}
     lake.opener.write(f"{root}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
-def _lines(lake: Lake, root: str) -> DataFrame:
+def _write(stage: Stage, settings: Settings, root: str, rows: DataFrame, order: Sequence[str | Column], facts: dict[str, Any]) -> None:
+    lake = stage.lake
+    lake.opener.delete(root)  # what a killed run left: it has no manifest, so nobody reads it
+    columns = {field.name: str(to_arrow_type(field.dataType)) for field in rows.schema if field.name != "bucket"}
+    numbered, _ = ordering.numbered(lake, rows, [F.col("bucket"), *order], lake.area("_staging", stage.name, stage.run_id, "ordered"))
+    filed = place(numbered, settings.export.rows_per_file)
+    written = filed.groupBy("bucket", "file").applyInArrow(
+        partial(kernel.write_file, root=root, stores=settings.store_options), kernel.SCHEMA
+    )
+    write_manifest(lake, settings, root, columns, [row.asDict() for row in written.collect()], facts)  # one small row a file
+
+
+def lines(lake: Lake, root: str) -> DataFrame:
+    """The export at `root` -> rows of `exports`, without `run`."""
     raw = lake.opener.read(f"{root}/manifest.json")
     manifest = json.loads(raw)
     shared = (
@@ -87,6 +113,7 @@ def _lines(lake: Lake, root: str) -> DataFrame:
         hashlib.sha256(raw).hexdigest(),
         json.dumps(manifest["made_from"], sort_keys=True),
     )
-    rows = [(*shared, file["file"], file["rows"], file["bytes"], file["sha256"]) for file in manifest["files"]]
-    names = "export STRING, kind STRING, root STRING, manifest_sha256 STRING, made_from STRING, file STRING, rows BIGINT, bytes BIGINT, sha256 STRING"
+    rows = [(*shared, file["file"], file["rows"], file["bytes"], file["sha256"], file["ids"]) for file in manifest["files"]]
+    names = "export STRING, kind STRING, root STRING, manifest_sha256 STRING, made_from STRING, file STRING, rows BIGINT, bytes BIGINT, "
+    names += "sha256 STRING, ids STRING"
     return lake.spark.createDataFrame(rows, names)

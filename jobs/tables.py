@@ -18,12 +18,20 @@ _ID_CHECK = ("image_id_is_sha256", "octet_length(image_id) = 32")
 
 @dataclass(frozen=True)
 class Table:
-    """`key` is unique in the table; `checks` are (name, SQL condition) pairs that Delta enforces."""
+    """`key` is unique in the table; `checks` are (name, SQL condition) pairs that Delta enforces.
+
+    `later`: (name, type) of columns that lakes made by older code lack; rows from before they came read NULL there.
+    """
 
     name: str
     columns: str
     key: tuple[str, ...]
     checks: tuple[tuple[str, str], ...] = ()
+    later: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ddl(self) -> str:
+        return ", ".join([self.columns, *(f"{name} {kind}" for name, kind in self.later)])
 
 
 TABLES: dict[str, Table] = {
@@ -97,12 +105,22 @@ TABLES: dict[str, Table] = {
             (_ID_CHECK,),
         ),
         Table(
-            # one row a file of an export; `export` is a digest, `root`/manifest.json the whole manifest
+            # one row a file of an export; `export` is a digest, `root`/manifest.json the whole manifest, `ids` the checksum of its image_ids
             "exports",
             "export STRING NOT NULL, kind STRING NOT NULL, root STRING NOT NULL, file STRING NOT NULL, rows BIGINT NOT NULL, "
             f"bytes BIGINT NOT NULL, sha256 STRING NOT NULL, manifest_sha256 STRING NOT NULL, made_from STRING NOT NULL, {RUN}",
             ("export", "file"),
             (("has_rows", "rows > 0"),),
+            (("ids", "STRING"),),
+        ),
+        Table(
+            # what one training saw of an image: how often any of its rows was trained on, and their losses. `training` is its digest
+            "train_stats",
+            f"{IMAGE_ID}, training STRING NOT NULL, model STRING NOT NULL, export STRING NOT NULL, manifest_sha256 STRING NOT NULL, "
+            "times_seen INT NOT NULL, loss_mean FLOAT NOT NULL, loss_first FLOAT NOT NULL, loss_last FLOAT NOT NULL, "
+            f"loss_min FLOAT NOT NULL, loss_max FLOAT NOT NULL, {RUN}",
+            ("image_id", "training"),
+            (_ID_CHECK, ("was_seen", "times_seen > 0"), ("loss_is_a_number", "loss_min <= loss_max AND NOT isnan(loss_mean)")),
         ),
     )
 }

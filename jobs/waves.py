@@ -85,10 +85,10 @@ class Stage:
             if under_way is not None:
                 under_way.result()
 
-    def run_whole(self, rows: DataFrame) -> None:
+    def run_whole(self, rows: DataFrame, wave: int = 0) -> None:
         """One wave for a stage that is cheap enough to be done again as a whole: its output rows, staged and landed."""
-        self._stage_wave(0, rows)
-        self._land(self.run_id, 0)
+        self._stage_wave(wave, rows)
+        self._land(self.run_id, wave)
 
     def finish(self) -> None:
         """The run is through: its plan and staging go."""

@@ -1,4 +1,4 @@
-"""An image -> its whole story from the tables: where it came from, what was measured, how it was scored, why it was kept or not.
+"""An image -> its whole story: where it came from, what was measured, how it was scored, why it was kept or not, which models saw it.
 
     python -m jobs.why IMAGE --config conf/demo.yaml
 
@@ -15,12 +15,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, command_line, stop
-from jobs import session
+from jobs import registry, session
 from jobs.lake import Lake
 from jobs.tables import TABLES
 
 HIDDEN = ("image_id", "vector", "phash", "phash_mirror")
 MANY = 20  # rows a table; an image has a handful
+TRAININGS = 1_000
 
 
 def main() -> None:
@@ -49,6 +50,27 @@ def tell(lake: Lake, settings: Settings, image: str) -> None:
                 _print(table, _rows(lake.read(table).where(mine_or_named)))
             elif "image_id" in lake.read(table).columns:
                 _print(table, _rows(lake.read(table).where(mine)))
+        tell_models(lake, settings, image_id)
+
+
+def tell_models(lake: Lake, settings: Settings, image_id: bytes) -> None:
+    """Prints every registered version whose training saw the image, by the rows of train_stats."""
+    seen = lake.read("train_stats").where(F.col("image_id") == F.lit(image_id)).orderBy("model", "training").limit(TRAININGS).collect()
+    silent = registry.silence(settings.mlflow) if seen else ""
+    if not seen or silent:
+        _say(silent or "no training that has landed has seen it")
+        return
+    for row in seen:
+        told = f"saw it {row['times_seen']} times, mean loss {row['loss_mean']:.4g}"
+        versions = registry.made_by(settings.mlflow, row["model"], row["training"])
+        for version in versions:
+            _say(f"{version} {told}")
+        if not versions:
+            _say(f"training {row['training']} of {row['model']} {told}; no registered version was made by it")
+
+
+def _say(line: str) -> None:
+    print(f"  models      {line}")
 
 
 def find(lake: Lake, image: str) -> list[bytes]:
@@ -76,7 +98,7 @@ def _rows(rows: DataFrame) -> list[dict[str, Any]]:
 def _print(table: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         told = {name: value for name, value in row.items() if name not in HIDDEN and value not in (None, [])}
-        print(f"  {table:<11}" + ", ".join(f"{name} {_short(value)}" for name, value in told.items()))
+        print(f"  {table:<12}" + ", ".join(f"{name} {_short(value)}" for name, value in told.items()))
 
 
 def _short(value: Any) -> str:

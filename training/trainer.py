@@ -125,7 +125,8 @@ def finished(trainer: Trainer, settings: Settings, export: Export, folder: Path,
             if version is not None and version.run_id and not plan:
                 tracker.join(client, settings.mlflow, version.run_id)
                 alias = tracker.settle_alias(client, wanted.model, version.version)
-    if version is not None:
+    closed = (folder / FINISHED).is_file()
+    if version is not None and (closed or not folder.is_dir()):  # else a kill came between its registration and its end
         say(f"nothing to do, version {version.version} was made from this export" + (f" ({alias})" if alias else ""))
         return 0
     if plan:
@@ -133,7 +134,7 @@ def finished(trainer: Trainer, settings: Settings, export: Export, folder: Path,
         found = checkpoint.latest(folder, wanted)
         say(f"pending: goes on after step {found.state.step}" if found else "pending: starts from its first row")
         return 0
-    if (folder / FINISHED).is_file():
+    if closed:
         if silent:
             say("nothing to train; its record is not delivered yet: start again when MLflow answers")
             return UNDELIVERED
@@ -165,16 +166,17 @@ def train(trainer: Trainer, settings: Settings, export: Export, folder: Path, ra
         raise
     record.artifacts(folder / RESULT)
     record.register(wanted.model, trainer.FOLDER, tags)
-    delivery = record.close("FINISHED")
-    about = {
+    state = outcome.state
+    about: dict[str, Any] = {
         "digest": digest,
         "model": wanted.model,
-        "steps": outcome.state.step,
-        "epochs": outcome.state.epoch,
+        "steps": state.step,
+        "epochs": state.epoch,
         "metrics": outcome.metrics,
     }
-    about |= {"export": export.manifest.export, "manifest_sha256": export.sha256, "files": row_losses.digests(folder)}
-    _write(folder / FINISHED, json.dumps(about, indent=1))
+    about |= {"rows_seen": state.epoch * task.plan.rows + state.start, "export": export.manifest.export, "manifest_sha256": export.sha256}
+    _write(folder / FINISHED, json.dumps(about | {"files": row_losses.digests(folder)}, indent=1))
+    delivery = record.close("FINISHED")
     return _settle(trainer, settings, folder, delivery, say)
 
 

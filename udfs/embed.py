@@ -112,7 +112,7 @@ def _prepare(
     seed: int,
     verify_hash: bool,
 ) -> None:
-    data = _read(done, row["addresses"], opener, row["image_id"] if verify_hash else None)
+    data = read_any(done, row["addresses"], opener, row["image_id"] if verify_hash else None)
     with decode.decoding(data, limits) as decoded:  # its share of memory is held until the small outputs are made
         image = decoded.image if row["view"] == ORIGINAL else degrade.degrade(decoded.image, row["view"], seed)
         if PIXELS in done["want"]:
@@ -129,7 +129,7 @@ def _where(address: Mapping[str, Any]) -> dict[str, Any]:
     return {key: address[key] for key in ("uri", "offset", "length")}
 
 
-def _read(done: dict[str, Any], addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes | None) -> bytes:
+def read_any(done: dict[str, Any], addresses: Sequence[Mapping[str, Any]], opener: Opener, sha256: bytes | None) -> bytes:
     """The bytes from the first address that still holds what ingest saw; else a reject, a transient one before a permanent one.
     `done["at"]` says which address it was.
     """

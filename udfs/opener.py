@@ -123,7 +123,7 @@ class Opener:
             raise
         return True
 
-    def write(self, uri: str, data: bytes) -> None:
+    def write(self, uri: str, data: bytes | memoryview) -> None:
         """All of it or nothing: a reader never sees half a file."""
         with _named(uri):
             if not uri.startswith("file://"):

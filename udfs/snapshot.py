@@ -27,9 +27,12 @@ def write_file(table: pa.Table, root: str, stores: Mapping[str, Any]) -> pa.Tabl
 
 def write(rows: pa.Table, bucket: str, name: str, root: str, opener: Opener, **options: Any) -> dict[str, Any]:
     """Rows -> the file, and its SCHEMA row. `options`: of the parquet writer."""
-    sink = pa.BufferOutputStream()
+    # room for pages as they are, dictionaries (1 MB a column) and page headers; memory that is not written is not taken, while a
+    # sink that grows would hold the file up to three times
+    room = pa.allocate_buffer(rows.nbytes * 33 // 32 + 2**21 * (1 + rows.num_columns) + 2**10 * rows.num_rows)
+    sink = pa.FixedSizeBufferWriter(room)
     pyarrow.parquet.write_table(rows, sink, row_group_size=max(1, rows.num_rows), store_schema=False, **options)
-    data = memoryview(sink.getvalue())
+    data = memoryview(room)[: sink.tell()]
     opener.write(f"{root}/{name}", data)
     ids = f"{id_sum(rows.column('image_id').to_pylist()):016x}"
     return {

@@ -52,6 +52,7 @@ def make_settings(tmp_path: Path) -> MakeSettings:
             "label": {"images": 6, "views": {"blur:1": 0.6, "contrast:1": 0.5}},
             "select": {"name": "test", "seed": 1, "rules": []},
             "export": {"root": str(tmp_path / "exports"), "rows_per_file": 4},
+            "training": {"root": str(tmp_path / "trainings")},
             "report": {"path": str(tmp_path / "report.html")},
         }
         return Settings.model_validate(whole | sections, strict=False)
@@ -61,7 +62,7 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 @pytest.fixture(scope="session")
 def empty_lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten empty tables, made once: creating them takes seconds."""
+    """Empty tables, made once: creating them takes seconds."""
     root = tmp_path_factory.mktemp("empty") / "lake"
     text = (REPOSITORY / "conf/demo.yaml").read_text()
     (root.parent / "empty.yaml").write_text(text.replace("demo/lake", str(root)))

@@ -18,12 +18,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Mistake, Settings, load
-from jobs import embed, embedding, export_labels, ingest, label, score, select_images, why
+from jobs import embed, embedding, export_images, export_labels, ingest, label, lineage, registry, score, select_images, why
 from jobs.checks import check
 from jobs.lake import Lake
 from jobs.tables import TABLES
 from tests.jobs.conftest import REPOSITORY, write_image
-from training import tracker, train_scorer
+from training import tracker, train_scorer, trainer
 
 RUN = "import runpy, sys; sys.argv[0] = 'jobs.run_all'; runpy.run_module('jobs.run_all', run_name='__main__'); print('torch loaded:', 'torch' in sys.modules)"
 IMAGES, CHOSEN, VIEWS = 30, 12, {"blur:1": 0.6, "blur:2": 0.2, "noise:2": 0.2}
@@ -49,7 +49,8 @@ class Build:
             "ingest": {"sources": [{"name": "folder", "kind": "folder", "uri": "images", "licence": "CC0-1.0"}]},
             "embed": {"encoders": ["colour-grid"], "device": "cpu", "batch_size": 8},
             "label": {"images": CHOSEN, "views": VIEWS},
-            "train_scorer": {"epochs": 3, "batch_size": 16},
+            "training": {"root": "trainings"},
+            "train_scorer": {"epochs": 3, "rows_per_step": 16, "micro_batch": 16},
             "select": {
                 "name": "main",
                 "seed": 3,
@@ -76,6 +77,7 @@ class Build:
         tree = yaml.safe_load((self.folder / "build.yaml").read_text())
         tree["lake"]["root"] = str(self.folder / "lake")
         tree["export"]["root"] = str(self.folder / "exports")
+        tree["training"]["root"] = str(self.folder / "trainings")
         tree["mlflow"] |= {"tracking_uri": f"sqlite:///{self.folder}/mlflow.db"}
         (self.folder / "absolute.yaml").write_text(yaml.safe_dump(tree))
         return load(self.folder / "absolute.yaml")
@@ -105,7 +107,18 @@ def test_the_first_run_prints_the_funnel_and_where_things_lie(build: Build) -> N
 
 
 def test_the_second_run_finds_nothing_to_do_and_loads_no_model(build: Build, lake: Lake) -> None:
-    stages = ("ingest", "embed", "label", "export-labels", "train scorer", "score", "select", "export-selection", "report")
+    stages = (
+        "ingest",
+        "embed",
+        "label",
+        "export-labels",
+        "train scorer",
+        "land-train-stats",
+        "score",
+        "select",
+        "export-selection",
+        "report",
+    )
     for stage in stages:
         assert f"{stage}: nothing to do" in build.second, build.second
     assert "torch loaded: False" in build.second
@@ -223,10 +236,38 @@ def test_why_tells_an_images_story_by_id_key_or_file(
         for table in ("images", "sources", "pixels", "embeddings", "scores", "decisions"):
             assert f"  {table}" in told
         assert "rule': 'tall'" in told  # 24 pixels high
+    seen = lake.read("train_stats").agg(F.min_by("image_id", "image_id").alias("image_id"), F.sum("times_seen").alias("rows")).first()
+    assert seen is not None and seen["rows"] == 3 * trained_rows(settings, lake)
+    why.tell(lake, settings, bytes(seen["image_id"]).hex())
+    assert "  models      aesthetic-scorer version 1 (champion) saw it" in capsys.readouterr().out
     why.tell(lake, settings, "page.jpg")
     assert "not_an_image" in capsys.readouterr().out
     with pytest.raises(Mistake, match="no table knows the image 'nobody'"):
         why.tell(lake, settings, "nobody")
+
+
+def trained_rows(settings: Settings, lake: Lake) -> int:
+    manifest = json.loads(lake.opener.read(f"{export_labels.folder(lake, settings)}/manifest.json"))
+    return sum(file["rows"] for file in manifest["files"] if file["bucket"] == "train")
+
+
+def test_a_model_tells_the_chain_down_to_the_rows_it_was_made_from(
+    lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lineage.tell(lake, settings, registry.find(settings.mlflow, "aesthetic-scorer"))
+    told = capsys.readouterr().out
+    assert "model      aesthetic-scorer version 1 (champion)" in told and "FINISHED" in told
+    assert "the same in the table exports, the same on disk" in told
+    for table in export_labels.TABLES:
+        assert re.search(rf"table      {table} version \d+: [1-9]\d* rows", told)
+    assert re.search(r"trained on \d+ images, \d+ rows over all epochs", told)
+
+
+def test_the_selection_is_exported_with_its_bytes(lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    export_images.run(lake, settings, plan_only=True)
+    assert "export-images: 1 files pending, how long is unknown" in capsys.readouterr().out
+    export_images.run(lake, settings)
+    assert "export-images: 15 images in file://" in capsys.readouterr().out
 
 
 def test_the_report_opens_without_a_server_and_shows_what_the_tables_hold(build: Build) -> None:
@@ -251,7 +292,7 @@ def test_a_kill_before_the_manifest_leaves_no_export_and_the_next_run_makes_it(b
 
 def test_a_new_champion_costs_scores_and_nothing_else(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     shorter = settings.model_copy(update={"train_scorer": settings.train_scorer.model_copy(update={"epochs": 1})})
-    train_scorer.run(shorter, Path(export_labels.folder(lake, settings).removeprefix("file://")), plan=False)
+    assert trainer.run(train_scorer, shorter, export_labels.folder(lake, settings), plan=False) == 0
     before = {table: lake.version(table) for table in ("images", "embeddings", "pixels", "labels")}
     client = tracker.connect(settings.mlflow)
     client.set_registered_model_alias("aesthetic-scorer", "champion", "2")

@@ -65,6 +65,7 @@ def test_the_trainings_folder_says_what_it_is_and_that_it_is_through(trained: Tr
     about, finished = (json.loads((folder / name).read_text()) for name in ("training.json", "finished.json"))
     assert about["digest"] == finished["digest"] == folder.name.removeprefix("aesthetic-scorer-")
     assert (finished["steps"], finished["epochs"], finished["export"]) == (EPOCHS * 2, EPOCHS, about["export"])
+    assert finished["rows_seen"] == EPOCHS * 16 * 6
     assert {path.name for path in (folder / "row_losses").iterdir()} == set(finished["files"])
 
 
@@ -109,6 +110,11 @@ def test_a_training_cut_before_its_registration_goes_on_in_the_same_run_without_
     assert client.search_model_versions("name = 'cut'") == []
     train_scorer.main()
     assert "goes on after step 2 of 2" in capsys.readouterr().out
+    (folder,) = (trained.export.parent / "trainings").glob("cut-*")
+    (folder / "finished.json").unlink()  # as if killed after its registration
+    train_scorer.main()
+    assert (folder / "finished.json").is_file()
+    capsys.readouterr()
     (version,) = client.search_model_versions("name = 'cut'")
     runs = client.search_runs([client.get_run(version.run_id).info.experiment_id], "params.model = 'cut'")
     assert [run.info.run_id for run in runs] == [version.run_id]
