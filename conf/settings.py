@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -74,6 +75,15 @@ class Mlflow(Frozen):
     experiment: str = "studbook"
     comparison: Name | None = None  # the comparison that a training is part of ...
     arm: Name | None = None  # ... and as which of its arms; training.compare sets both
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Mlflow:
+        if "@" in urlsplit(self.tracking_uri).netloc:
+            raise ValueError(
+                "tracking_uri holds a user or password, and it is printed and recorded; give them to MLflow by the environment variables "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_arm_is_of_a_comparison(self) -> Mlflow:
@@ -194,25 +204,15 @@ class Training(Frozen):
     patience_seconds: Positive = 600  # how long a rank waits for the others before it takes them for lost
 
 
-# settings of a Loop that say how a training is run, on what and how safely: a run may go on with others
-RUN_ONLY = {
-    "ranks",
-    "checkpointing",
-    "device",
-    "zero_stage",
-    "micro_batch",
-    "feed_threads",
-    "checkpoint_every",
-    "keep",
-    "keep_every",
-    "say_every",
-}
-
-
 class Loop(Frozen):
-    """How one model is fitted. What stands in RUN_ONLY says how it is run, the rest what is trained: a training is known by the rest."""
+    """How one model is fitted. What stands in RUN_ONLY says how it is run, on what and how safely, the rest what is trained (`identity`)."""
 
-    model: str  # its name in the registry
+    RUN_ONLY: ClassVar[frozenset[str]] = frozenset(
+        {"ranks", "checkpointing", "device", "zero_stage", "micro_batch", "feed_threads", "checkpoint_every", "keep", "keep_every"}
+        | {"explosion", "say_every"}
+    )
+
+    model: Name  # in the registry
     seed: int = 7
     epochs: Positive
     rows_per_step: Positive  # of one optimizer step, over all ranks and micro-batches: the same at any world size
@@ -236,6 +236,10 @@ class Loop(Frozen):
     keep_every: Positive | None = None  # ... and those at a multiple of so many steps
     say_every: Annotated[float, Field(gt=0)] = 3.0  # seconds between two lines of progress
 
+    def identity(self) -> dict[str, Any]:
+        """What is trained, as plain JSON: a training may go on under other settings of RUN_ONLY, and is another one under others of these."""
+        return self.model_dump(mode="json", exclude=set(self.RUN_ONLY))
+
     @model_validator(mode="after")
     def _can_be_run(self) -> Loop:
         if self.rows_per_step % (self.micro_batch * self.ranks):
@@ -250,10 +254,12 @@ class Loop(Frozen):
 
 
 class TrainScorer(Loop):
-    model: str = "aesthetic-scorer"
+    RUN_ONLY: ClassVar[frozenset[str]] = Loop.RUN_ONLY - {"micro_batch"}  # a row is ranked against the others of its micro-batch
+
+    model: Name = "aesthetic-scorer"
     epochs: Positive = 40
     rows_per_step: Positive = 64
-    micro_batch: Positive = 64
+    micro_batch: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     ranking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the pairwise hinge beside the squared error
 
@@ -266,7 +272,7 @@ class TrainDiffusion(Loop):
         alpha: Positive = 16
         layers: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # linear layers whose names end so
 
-    model: str = "image-model"
+    model: Name = "image-model"
     epochs: Positive = 1
     rows_per_step: Positive = 256
     micro_batch: Positive = 4

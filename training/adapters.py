@@ -42,11 +42,6 @@ def match(transformer: torch.nn.Module, layers: tuple[str, ...]) -> dict[str, to
     return {name: module for name, module in linear.items() if name in wanted}
 
 
-def count_parameters(transformer: torch.nn.Module, lora: TrainDiffusion.Lora) -> int:
-    """-> parameters of the adapters that `add_adapters` would add."""
-    return sum(lora.rank * (layer.in_features + layer.out_features) for layer in match(transformer, lora.layers).values())
-
-
 def save(folder: Path, weights: Mapping[str, torch.Tensor], lora: TrainDiffusion.Lora) -> Path:
     """Adapter weights by the trained module's names -> the safetensors file in `folder`."""
     from diffusers.loaders import AuraFlowLoraLoaderMixin

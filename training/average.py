@@ -69,7 +69,13 @@ class Average:
 
     def load(self, folder: Path, ranks: engine.Ranks) -> None:
         """Every rank reads what `save` wrote and keeps its own parts."""
-        import safetensors.torch
-
         if self._decay is not None:
-            self._parts = engine.cut(self._model, safetensors.torch.load_file(folder / NAME), ranks)
+            self._parts = read(self._model, folder / NAME, ranks)
+
+
+def read(model: Any, path: Path, ranks: engine.Ranks) -> engine.Weights:
+    """A file of `write` -> this rank's parts of it, a tensor in memory at a time."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return engine.cut(model, file.get_tensor, ranks)

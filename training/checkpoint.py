@@ -1,7 +1,7 @@
 """Where a training stands -> a folder `checkpoints/step-00000120`, all of it or nothing, and back.
 
 It holds DeepSpeed's files of every rank, the moving average (one file), and `state.json`: the cursor in the plan, what the audit has
-counted, and under which stage, precision and number of ranks it was written. The random state needs no file: it is a function of (seed, step,
+counted, and under which stage and number of ranks it was written. The random state needs no file: it is a function of (seed, step,
 micro-batch), see training/loop.py. The folder is written under another name and renamed when it is complete; a failed save leaves nothing and
 the earlier ones stand.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from training import engine
 from training.average import Average
 
 FOLDER = "checkpoints"
-SAME = ("zero_stage", "precision", "ema_decay")  # settings that a checkpoint cannot change
 
 
 @dataclass
@@ -37,6 +36,7 @@ class State:
     best: float | None = None  # value of the task's metric
     worse: int = 0  # evaluations since then
     stopped: bool = False  # by patience
+    recent: list[float] = field(default_factory=list)  # mean losses of the last windows: an explosion is told by them
 
 
 class Found(NamedTuple):
@@ -61,12 +61,11 @@ def latest(root: Path, settings: Loop) -> Found | None:
             raise Mistake(
                 f"checkpoint {folder}: {name} has {found}, was written with {size} bytes; remove that folder to go on from an earlier one"
             )
-    for name in SAME:
-        if told[name] != getattr(settings, name):
-            raise Mistake(
-                f"checkpoint {folder}: written with {name} {told[name]}, given {getattr(settings, name)}. The optimizer's files are cut by the ZeRO "
-                f"stage and precision and are not read under others: set {name} back to {told[name]}, or remove {root} to train from the start"
-            )
+    if told["zero_stage"] != settings.zero_stage:
+        raise Mistake(
+            f"checkpoint {folder}: written with zero_stage {told['zero_stage']}, given {settings.zero_stage}. The optimizer's files are cut as the stage "
+            f"does it and not read by another: set zero_stage back to {told['zero_stage']}, or remove {root} to train from the start"
+        )
     return Found(folder, State(**told["state"]), told["world"])
 
 
@@ -80,6 +79,8 @@ def load(model: Any, average: Average, found: Found, ranks: engine.Ranks) -> Non
     universal = needs_universal(found, ranks, model.zero_optimization_stage())
     if universal and ranks.rank == 0:
         engine.make_universal(found.folder)
+    elif universal:
+        engine.await_universal(found.folder)
     engine.barrier()
     engine.load(model, found.folder, universal)
     average.load(found.folder, ranks)
@@ -99,7 +100,7 @@ def save(model: Any, average: Average, state: State, root: Path, settings: Loop,
     if not failed:
         failed = _agree(average.save(part, ranks.rank))
     if not failed:
-        told = {"state": asdict(state), "world": ranks.world} | {name: getattr(settings, name) for name in SAME}
+        told = {"state": asdict(state), "world": ranks.world, "zero_stage": settings.zero_stage}
         failed = _agree(_close(part, folder, told) if ranks.rank == 0 else "")
     if ranks.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
@@ -112,13 +113,20 @@ def prune(root: Path, settings: Loop) -> None:
     """Keeps the newest `keep` checkpoints and those at a multiple of `keep_every` steps."""
     for folder in complete(root)[: -settings.keep]:
         if settings.keep_every is None or int(folder.name.removeprefix("step-")) % settings.keep_every:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: what is half removed is no checkpoint. What cannot be removed now goes with the next start."""
+    part = folder.with_suffix(".part")
+    folder.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def sweep(root: Path) -> None:
     """Removes what a killed save left. One rank calls it, before any saves."""
     for part in (root / FOLDER).glob("*.part"):
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _make(part: Path) -> str:
@@ -142,9 +150,19 @@ def _close(part: Path, folder: Path, told: dict[str, Any]) -> str:
         if folder.exists():  # a run that went on from an earlier one passes here again
             shutil.rmtree(folder)
         part.rename(folder)
+        _sync(folder.parent)
     except OSError as error:
         return str(error)
     return ""
+
+
+def _sync(folder: Path) -> None:
+    """A folder's names -> the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _agree(failure: str) -> str:

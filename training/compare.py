@@ -25,16 +25,18 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conf.settings import RUN_ONLY, Mistake, Name, Settings, load, stop
-from training import mlflow_store, tracker
+from conf.settings import Mistake, Name, Settings, load, stop
+from training import mlflow_store
 from training.draw_comparison import draw
-from training.exports import open_export
+from training.exports import Export, open_export
+from training.paired import METRICS
 from training.ranking import rank
 
 if TYPE_CHECKING:
@@ -46,10 +48,10 @@ Key = tuple[str, int]  # arm, seed
 
 
 class Training(NamedTuple):
-    """One arm with one seed: the trainer's command line and its section of the settings."""
+    """One arm with one seed: the trainer's command line, and the digest that its run carries."""
 
     line: list[str]
-    settings: BaseModel
+    digest: str
 
 
 class Arms(BaseModel):
@@ -60,8 +62,8 @@ class Arms(BaseModel):
     name: Name
     arms: dict[Name, dict[str, Any]] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    metric: str = "held_out_srcc"  # of the run, its last value
-    smaller_is_better: bool = False
+    metric: str = "held_out_srcc"  # of the trainer's evaluation
+    smaller_is_better: bool | None = None  # None: as known of the metric
 
 
 def main() -> None:
@@ -85,8 +87,8 @@ def run(arguments: argparse.Namespace) -> bool:
     """Train what is not trained, then rank what is; true when an arm failed."""
     settings = load(arguments.config, arguments.set)
     arms = read_arms(Path(arguments.arms))
-    trainings = plan(arms, arguments)
-    export = open_export(arguments.export, None, None, (), settings)
+    smaller_is_better = is_smaller_better(arms)
+    trainings = plan(arms, arguments, open_export(arguments.export, None, None, (), settings))
     failed: dict[Key, str] = {}
     for number, (key, training) in enumerate(trainings.items(), 1):
         say(f"{name(key)} ({number} of {len(trainings)})" + (f": {' '.join(training.line[1:])}" if arguments.plan else ""))
@@ -98,10 +100,11 @@ def run(arguments: argparse.Namespace) -> bool:
     client = mlflow_store.connect(settings.mlflow)
     if why := mlflow_store.unreachable(client):
         raise Mistake(f"mlflow.tracking_uri: {settings.mlflow.tracking_uri} does not answer, run again to compare: {why}")
-    found = find_runs(client, settings, arms, trainings, export.sha256)
-    failed |= {key: f"no finished run with {arms.metric} in MLflow" for key in trainings if key not in found and key not in failed}
+    metric = f"exported_{arms.metric}"  # of the weights that are exported: with patience not the last ones
+    found = find_runs(client, settings, metric, trainings)
+    failed |= {key: f"no finished run with {metric} in MLflow" for key in trainings if key not in found and key not in failed}
     if found:
-        keep(client, settings, arms, found)
+        keep(client, settings, arms, smaller_is_better, found)
     for key, why in failed.items():
         say(f"FAILED: {name(key)}: {why}")
     return bool(failed)
@@ -120,23 +123,24 @@ def read_arms(path: Path) -> Arms:
         ) from None
 
 
-def plan(arms: Arms, arguments: argparse.Namespace) -> dict[Key, Training]:
+def plan(arms: Arms, arguments: argparse.Namespace, export: Export) -> dict[Key, Training]:
     """(arm, seed) -> its training. All settings are checked before the first is started."""
     trainer = arguments.trainer
     known = sorted(one for one in Settings.model_fields if (Path(__file__).parent / f"{one}.py").is_file())
     if trainer not in known:
         raise Mistake(f"--trainer: given {trainer!r}, expected one of {known}")
+    digest_of = import_module(f"training.{trainer}").training_digest
     trainings: dict[Key, Training] = {}
     first: dict[str, Key] = {}
     for key in ((arm, seed) for arm in arms.arms for seed in arms.seeds):
         own = [f"{setting}={dump(value)}" for setting, value in arms.arms[key[0]].items()]
         sets = [*arguments.set, *own, f"{trainer}.seed={key[1]}", f"mlflow.comparison={arms.name}", f"mlflow.arm={key[0]}"]
-        section = getattr(load(arguments.config, sets), trainer)
-        same = first.setdefault(section.model_dump_json(exclude=RUN_ONLY), key)
+        digest = digest_of(load(arguments.config, sets), export)
+        same = first.setdefault(digest, key)
         if same != key:
             raise Mistake(f"{arguments.arms}: {name(key)} is the same training as {name(same)}; give arms that differ in what is trained")
         line = [sys.executable, "-m", f"training.{trainer}", arguments.export, "--config", arguments.config]
-        trainings[key] = Training([*line, *(part for one in sets for part in ("--set", one))], section)
+        trainings[key] = Training([*line, *(part for one in sets for part in ("--set", one))], digest)
     return trainings
 
 
@@ -145,28 +149,32 @@ def dump(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
 
 
-def find_runs(client: MlflowClient, settings: Settings, arms: Arms, trainings: dict[Key, Training], sha256: str) -> dict[Key, Run]:
-    """(arm, seed) -> its newest finished run on this export whose params are the arm's settings, where it has the metric."""
+def find_runs(client: MlflowClient, settings: Settings, metric: str, trainings: dict[Key, Training]) -> dict[Key, Run]:
+    """(arm, seed) -> its newest finished run, where it has the metric."""
     experiment, found = mlflow_store.find_experiment(client, settings.mlflow), {}
     for key, training in trainings.items():
-        tag = f"tags.`{mlflow_store.COMPARISON}.{arms.name}` = '{key[0]}'"
-        where = f"{tag} and tags.manifest_sha256 = '{sha256}' and params.seed = '{key[1]}' and attributes.status = 'FINISHED'"
+        where = f"tags.`{mlflow_store.TRAINING}` = '{training.digest}' and attributes.status = 'FINISHED'"
         for run in client.search_runs([experiment], where, order_by=["attributes.start_time DESC"]):
-            if is_of(run, training.settings) and arms.metric in run.data.metrics:
+            if metric in run.data.metrics:
                 found[key] = run
                 break
     return found
 
 
-def is_of(run: Run, section: BaseModel) -> bool:
-    """Whether a run was made with these settings: an arm may have been another one when it was first compared."""
-    wanted = {key: value for key, value in section.model_dump(exclude=RUN_ONLY).items() if isinstance(value, str | int | float)}
-    return all(run.data.params.get(key, str(value)) == tracker.shorten(str(value), "params") for key, value in wanted.items())
+def is_smaller_better(arms: Arms) -> bool:
+    """The direction of the metric, given or known."""
+    if arms.smaller_is_better is not None:
+        return arms.smaller_is_better
+    if arms.metric not in METRICS:
+        raise Mistake(
+            f"metric: {arms.metric!r} is not one of {sorted(METRICS)}, whose direction is known; give smaller_is_better: true or false"
+        )
+    return METRICS[arms.metric].smaller_is_better
 
 
-def keep(client: MlflowClient, settings: Settings, arms: Arms, found: dict[Key, Run]) -> None:
+def keep(client: MlflowClient, settings: Settings, arms: Arms, smaller_is_better: bool, found: dict[Key, Run]) -> None:
     """Runs -> the table on the screen; the table, its figures and the plot as artifacts of the comparison's parent run."""
-    ranking = rank({key: run.data.metrics[arms.metric] for key, run in found.items()}, arms.metric, arms.smaller_is_better)
+    ranking = rank({key: run.data.metrics[f"exported_{arms.metric}"] for key, run in found.items()}, arms.metric, smaller_is_better)
     say(str(ranking))
     parent = mlflow_store.find_parent(client, settings.mlflow, arms.name)
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +184,7 @@ def keep(client: MlflowClient, settings: Settings, arms: Arms, found: dict[Key, 
         client.log_artifacts(parent, folder)
     client.set_tag(parent, "studbook.best_arm", ranking.arms[0].name)
     best = ranking.arms[0]
-    seed = (min if arms.smaller_is_better else max)(best.values, key=lambda one: best.values[one])
+    seed = (min if smaller_is_better else max)(best.values, key=lambda one: best.values[one])
     for version in client.search_model_versions(f"run_id = '{found[best.name, seed].info.run_id}'"):
         command = mlflow_store.promotion_command(settings.mlflow, version.name, str(version.version))
         say(f"its best seed is {seed}; to make that the champion if it is better: {command}")

@@ -259,17 +259,33 @@ def load(engine: Any, folder: Path, universal: bool) -> None:
 
 
 def make_universal(folder: Path) -> None:
-    """DeepSpeed's files of one number of ranks -> the same for any, beside them. One rank calls it."""
+    """DeepSpeed's files of one number of ranks -> the same for any, beside them, all of it or nothing; done once. One rank calls it."""
+    import shutil
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal
 
     made = folder / f"{TAG}-{UNIVERSAL}"
+    if made.is_dir():
+        return
+    part = made.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
     told = Namespace(
-        input_folder=str(folder / TAG), output_folder=str(made), num_extract_workers=1, num_merge_workers=1,
+        input_folder=str(folder / TAG), output_folder=str(part), num_extract_workers=1, num_merge_workers=1,
         keep_temp_folder=False, strict=True, inject_missing_state=False,
     )  # fmt: skip
-    ds_to_universal.main(told)
+    try:
+        ds_to_universal.main(told)
+        part.rename(made)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise Mistake(f"checkpoint {folder}: it could not be converted for another number of ranks: {error}") from error
+
+
+def await_universal(folder: Path) -> None:
+    """Waits for what another rank's `make_universal` makes: for hours, if it must (a collective has a time limit; the launcher sees a dead rank)."""
+    while not (folder / f"{TAG}-{UNIVERSAL}").is_dir():
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -290,13 +306,13 @@ def _swap(engine: Any, other: Weights) -> None:
     refresh(engine)
 
 
-def cut(engine: Any, whole: Weights, ranks: Ranks) -> Weights:
-    """Whole fp32 tensors by name -> this rank's parts of them, cut as `fragments` are."""
+def cut(engine: Any, whole: Callable[[str], torch.Tensor], ranks: Ranks) -> Weights:
+    """(name -> a whole fp32 tensor, read one at a time) -> this rank's parts of them, cut as `fragments` are."""
     import torch
 
     parts: Weights = {}
     for name, held in fragments(engine).items():
-        parameter, flat = engine.module.get_parameter(name), whole[name].flatten()
+        parameter, flat = engine.module.get_parameter(name), whole(name).flatten()
         if hasattr(parameter, "ds_id"):  # equal parts, the last one padded
             padded = torch.nn.functional.pad(flat, (0, held.numel() * ranks.world - flat.numel()))
             part = padded.narrow(0, held.numel() * ranks.rank, held.numel())
@@ -307,6 +323,18 @@ def cut(engine: Any, whole: Weights, ranks: Ranks) -> Weights:
             part = flat
         parts[name] = part.to(held.device, held.dtype, copy=True).view(held.shape)
     return parts
+
+
+def skipped(engine: Any) -> int:
+    """Optimizer steps that DeepSpeed left out since its start, because a gradient was not finite (ZeRO 1 to 3)."""
+    return int(engine.skipped_steps)
+
+
+def spoilt(engine: Any) -> bool:
+    """Whether a weight on this rank is not finite: what becomes of such a gradient where no step is left out (ZeRO 0)."""
+    import torch
+
+    return not all(bool(torch.isfinite(part).all()) for part in fragments(engine).values())
 
 
 def total(values: Sequence[float], device: Any) -> list[float]:

@@ -50,9 +50,7 @@ class FitImageModel:
         self.settings, self.export, self.ranks = settings, export, ranks
         self.limits = limits.model_dump()
         self.frozen = image_model.load_frozen(settings)
-        self.plan = feed.Plan(
-            export, TRAIN, settings.seed, 0, settings.rows_per_step, settings.micro_batch, ranks.rank, ranks.world, apart=HELD_OUT
-        )
+        self.plan = plan_rows(settings, export, ranks)
         self.device: torch.device | str = "cpu"
         self.measured: HeldOut | None = None  # by the last evaluation
         self._tokenizing = threading.Lock()  # a fast tokenizer that pads is not safe in two threads
@@ -162,6 +160,12 @@ class FitImageModel:
         if self._held_out is None:
             self._held_out = feed.read_bucket(self.export, HELD_OUT, ("image_id", "bytes", "captions"), self.settings.held_out)
         return self._held_out
+
+
+def plan_rows(settings: TrainDiffusion, export: Export, ranks: engine.Ranks) -> feed.Plan:
+    """The rows of the first epoch."""
+    cut = (settings.rows_per_step, settings.micro_batch, ranks.rank, ranks.world)
+    return feed.Plan(export, TRAIN, settings.seed, 0, *cut, apart=HELD_OUT)
 
 
 def predict(model: Any, mixed: torch.Tensor, states: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

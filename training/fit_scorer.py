@@ -33,9 +33,7 @@ class FitScorer:
 
     def __init__(self, settings: TrainScorer, export: Export, ranks: engine.Ranks) -> None:
         self.settings, self.width = settings, int(export.manifest.encoder["width"])
-        self.plan = feed.Plan(
-            export, TRAIN, settings.seed, 0, settings.rows_per_step, settings.micro_batch, *ranks, together="image_id", apart=HELD_OUT
-        )
+        self.plan = plan_rows(settings, export, ranks)
         self._held_out: tuple[torch.Tensor, npt.NDArray[Any]] | None = None
 
     @property
@@ -55,8 +53,9 @@ class FitScorer:
 
     def prepare(self, rows: feed.Rows, epoch: int) -> feed.Arrays:
         """-> vectors float32 [n, width], value float32 [n], group int64 [n]: a number for each image, kind and rater."""
-        names = [f"{i.hex()} {k} {r}" for i, k, r in zip(rows["image_id"], rows["kind"], rows["rater"], strict=True)]
-        _, group = np.unique(names, return_inverse=True)
+        numbers: dict[tuple[bytes, str, str], int] = {}
+        names = zip(rows["image_id"], rows["kind"].tolist(), rows["rater"].tolist(), strict=True)
+        group = np.array([numbers.setdefault(name, len(numbers)) for name in names])
         return {"vectors": read_vectors(rows["vector"], self.width), "value": rows["value"].astype(np.float32), "group": group}
 
     def losses(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,6 +67,12 @@ class FitScorer:
         assert self._held_out is not None
         vectors, values = self._held_out
         return {METRIC: evaluate_scorer.correlate(predict(model, vectors).cpu().numpy(), values)}
+
+
+def plan_rows(settings: TrainScorer, export: Export, ranks: engine.Ranks) -> feed.Plan:
+    """The rows of the first epoch; an image's views stay together, so that they meet in a micro-batch and are ranked."""
+    cut = (settings.rows_per_step, settings.micro_batch, ranks.rank, ranks.world)
+    return feed.Plan(export, TRAIN, settings.seed, 0, *cut, together="image_id", apart=HELD_OUT)
 
 
 def predict(model: Any, vectors: torch.Tensor) -> torch.Tensor:

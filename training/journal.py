@@ -51,9 +51,27 @@ class Journal:
         """Nothing was delivered: all events of a folder's journal are pending again when it is next opened."""
         (folder / "journal.sent").unlink(missing_ok=True)
 
+    @staticmethod
+    def look(folder: Path) -> tuple[dict[str, str], bool]:
+        """A folder whose journal may be another process's -> what its delivery found out, and whether all is delivered, up to a `close`."""
+        path, sent = folder / "journal.jsonl", folder / "journal.sent"
+        if not path.is_file() or not sent.is_file():
+            return {}, False
+        told: Event = json.loads(sent.read_bytes())
+        with path.open("rb") as lines:
+            size = lines.seek(0, os.SEEK_END)
+            lines.seek(max(0, size - CHUNK))
+            last = lines.read().splitlines()[-1:]
+        return told["facts"], told["end"] == size and any(b'"kind":"close"' in line for line in last)
+
     @property
     def pending(self) -> int:
         return self.written - self.sent
+
+    @property
+    def unwritten(self) -> int:
+        """Events that a full disk refused: they are nowhere yet."""
+        return self._unwritten.count(b"\n")
 
     def __iter__(self) -> Iterator[Event]:
         """All events, the oldest first."""

@@ -5,8 +5,8 @@ of weight 3 counts three times at any micro-batch. Before each micro-batch torch
 micro-batch in the step), so dropout and noise are the same after a resume, and the same at any number of ranks with the same micro-batch.
 
 What is counted (loss and its parts, rows and their ids, time) is added up over the ranks once a window of at most WINDOW steps; there, on all ranks
-alike, a loss that is not finite or has exploded ends the training, naming the rows; no checkpoint is written of such a state. At the end of
-an epoch the rows that were fed and the checksum of their ids must be the manifest's.
+alike, a loss or gradient that is not finite and a loss that has exploded end the training, naming the images; no checkpoint is written of such a
+state. At the end of an epoch the rows that were fed and the checksum of their ids must be the manifest's.
 
 A checkpoint that cannot be written (a full disk) is told and the training goes on: the earlier one stands. What the tracker cannot deliver waits.
 """
@@ -25,7 +25,7 @@ import numpy as np
 
 from conf.settings import Loop, Mistake
 from training import checkpoint, engine, feed, hardware, row_losses
-from training.average import Average
+from training.average import Average, read
 from training.checkpoint import State
 
 if TYPE_CHECKING:
@@ -102,8 +102,10 @@ class _Fit:
         self.window = max(1, min(WINDOW, self.steps // WINDOWS))
         self.micro_batches = engine.micro_batches(settings, ranks.world)
         self.metrics: Metrics = {}
+        self.measured = -1  # the step of `metrics`
         self.ids = self.rows = 0
-        self.history: list[float] = []
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
         found = checkpoint.latest(folder, settings)
         torch.manual_seed(settings.seed)
         module = task.build()
@@ -120,6 +122,7 @@ class _Fit:
             checkpoint.sweep(folder)
         engine.barrier()
         self.losses = row_losses.RowLosses(folder, ranks.rank)
+        self.skipped = engine.skipped(self.model)
         self.sums: dict[str, Any] = {}
         self.clock = Clock(time.monotonic())
         self.peak = hardware.peak_flops(self.model.device, settings.precision)
@@ -202,21 +205,22 @@ class _Fit:
         if due:
             self._save()
         self.clock.stalled += time.monotonic() - began
-        self.progress(step, self.state, self.history, self.ranks.rank)
+        self.progress(step, self.state, self.ranks.rank)
 
     def _close_window(self) -> None:
         """Sums over the ranks -> metrics, and whether the loss is still one."""
         names = sorted(self.sums)
         elapsed = time.monotonic() - self.clock.began
         told = [float(self.sums[name]) for name in names]
-        totals = engine.total([*told, self.rows, self.clock.waited, self.clock.stalled, elapsed], self.model.device)
+        spoilt = float(engine.spoilt(self.model))
+        totals = engine.total([*told, self.rows, self.clock.waited, self.clock.stalled, elapsed, spoilt], self.model.device)
         (ids,) = engine.total_modulo([self.ids % 2**64], self.model.device)
-        rows, waited, stalled, spent = totals[len(names) :]
+        rows, waited, stalled, spent, spoilt = totals[len(names) :]
         self.state = replace(self.state, seen_rows=self.state.seen_rows + round(rows), seen_ids=(self.state.seen_ids + ids) % 2**64)
         means = {name: value / max(1.0, rows) for name, value in zip(names, totals, strict=False)}
         self.losses.settle()
-        self._check(means["loss"])
-        self.history = [*self.history[-RECENT + 1 :], means["loss"]]
+        self._check(means["loss"], spoilt > 0 or engine.skipped(self.model) > self.skipped)
+        self.state = replace(self.state, recent=[*self.state.recent[-RECENT + 1 :], means["loss"]])
         working = max(1e-9, spent - stalled) / self.ranks.world
         flops = self.task.train_flops * rows / working
         means |= {"epoch": self.state.epoch + self.state.start / self.task.plan.rows, "learning_rate": float(self.model.get_lr()[0])}
@@ -229,17 +233,26 @@ class _Fit:
         self._record(means)
         self.sums, self.rows, self.ids, self.clock = {}, 0, 0, Clock(time.monotonic())
 
-    def _check(self, loss: float) -> None:
-        """Raises Mistake, on every rank, when the loss is not finite or so many times its recent median."""
-        usual = statistics.median(self.history) if len(self.history) >= CALM else float("inf")
-        if np.isfinite(loss) and loss <= self.settings.explosion * usual:
+    def _check(self, loss: float, broken: bool) -> None:
+        """Raises Mistake, on every rank, when the loss or a gradient is not finite, or the loss so many times its recent median."""
+        usual = statistics.median(self.state.recent) if len(self.state.recent) >= CALM else float("inf")
+        if np.isfinite(loss) and not broken and loss <= self.settings.explosion * usual:
             return
-        worst = sorted((one for rank in engine.collect(self.losses.worst()) for one in rank), reverse=True)[: row_losses.WORST]
-        named = ", ".join(f"{image_id} ({value:.4g})" for value, image_id in worst)
-        found = f"exploded: {loss:.4g}, its median was {usual:.4g}" if np.isfinite(loss) else f"is not finite: {loss}"
+        worst: dict[str, float] = {}
+        for value, image_id in sorted((one for rank in engine.collect(self.losses.worst()) for one in rank), reverse=True):
+            worst.setdefault(image_id, value)
+        named = ", ".join(f"{image_id} ({value:.4g})" for image_id, value in list(worst.items())[: row_losses.WORST])
+        if not np.isfinite(loss):
+            found = f"the loss is not finite: {loss}"
+        elif broken:
+            found = f"a gradient is not finite (the loss is {loss:.4g})"
+        else:
+            found = f"the loss exploded: {loss:.4g}, more than explosion ({self.settings.explosion:g}) times its median of {usual:.4g}"
         raise Mistake(
-            f"the loss {found}, in the {self.window} steps up to {self.state.step}. Largest rows: {named}. Nothing was saved of this state: the last "
-            f"checkpoint is step {max(self.saved, 0)}. Look at these images; lower learning_rate ({self.settings.learning_rate}) or clip_norm, or raise warm_up"
+            f"{found}, in the {self.window} steps up to {self.state.step}. Images with the largest loss since the last checkpoint: {named}. Nothing was "
+            f"saved of this state: the last checkpoint is step {max(self.saved, 0)}. Look at these images and export without them; or lower "
+            f"learning_rate ({self.settings.learning_rate:g}) or clip_norm, or raise warm_up, which is another training from the start; "
+            f"`explosion` may be raised and the same training go on"
         )
 
     def _look(self) -> None:
@@ -252,7 +265,7 @@ class _Fit:
         if best is None or sign * value > sign * best:
             failed = self._keep_best()
             if failed:
-                self._say(f"NO COPY of the best weights at step {self.state.step}: {failed}. Those of before stay the best. Make room")
+                self._say(f"NO COPY of the best weights at step {self.state.step}: {failed}. Those of before stay the best")
             else:
                 self.state = replace(self.state, best=value, worse=0)
             return
@@ -273,8 +286,10 @@ class _Fit:
 
         self.model.eval()
         with torch.no_grad():
-            self.metrics = self.task.evaluate(self.model)
+            metrics = self.task.evaluate(self.model)
         self.model.train()
+        # rank 0's on every rank: they decide what is done together, and may differ in their last bit
+        self.metrics, self.measured = engine.collect(metrics)[0], self.state.step
 
     def _keep_best(self) -> str:
         """-> "" or what failed, the same on every rank."""
@@ -286,13 +301,15 @@ class _Fit:
         import safetensors.torch
 
         if self.state.best is not None:
-            best = safetensors.torch.load_file(self.folder / BEST)
-            with engine.swapped(self.model, engine.cut(self.model, best, self.ranks)):
+            with engine.swapped(self.model, read(self.model, self.folder / BEST, self.ranks)):
                 self._measure()
-            return best if self.ranks.rank == 0 else {}
-        if not self.metrics:  # it went on from its last step
-            self._evaluate()
-        return self.average.whole(keep=self.ranks.rank == 0)
+            weights = safetensors.torch.load_file(self.folder / BEST) if self.ranks.rank == 0 else {}
+        else:
+            if self.measured != self.state.step:  # it went on from its last step
+                self._evaluate()
+            weights = self.average.whole(keep=self.ranks.rank == 0)
+        self._record({f"exported_{name}": value for name, value in self.metrics.items()})
+        return weights
 
     def _save(self) -> None:
         began = time.monotonic()
@@ -306,7 +323,8 @@ class _Fit:
         self.saved = self.state.step
         self._record({"checkpoint_seconds": time.monotonic() - began})
         if self.record is not None:
-            self.record.checkpoint(self.state.step, checkpoint.complete(self.folder)[-1], self.metrics)
+            known = self.metrics if self.measured == self.state.step else {}
+            self.record.checkpoint(self.state.step, checkpoint.complete(self.folder)[-1], known)
 
     def _audit(self, plan: feed.Plan) -> None:
         """Raises Mistake when the epoch's rows or ids are not the manifest's."""
@@ -333,13 +351,13 @@ class Progress:
         self._name, self._settings, self._steps, self._first = name, settings, steps, first
         self._began = self._said = time.monotonic()
 
-    def __call__(self, step: int, state: State, history: list[float], rank: int) -> None:
+    def __call__(self, step: int, state: State, rank: int) -> None:
         now = time.monotonic()
         if rank > 0 or (now - self._said < self._settings.say_every and step < self._steps):
             return
         self._said, spent = now, now - self._began
         rate = (step - self._first) / spent
-        loss = f", loss {history[-1]:.4f}" if history else ""
+        loss = f", loss {state.recent[-1]:.4f}" if state.recent else ""
         print(
             f"{self._name}: step {step}/{self._steps}, epoch {state.epoch + 1}/{self._settings.epochs}, "
             f"{rate * self._settings.rows_per_step:.0f} rows/s{loss}, {(self._steps - step) / rate:.0f} s left",

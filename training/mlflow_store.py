@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +48,22 @@ def connect(settings: Mlflow) -> MlflowClient:
     from mlflow import MlflowClient
 
     if settings.tracking_uri.startswith(SQLITE):
-        Path(settings.tracking_uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(settings.tracking_uri.removeprefix(SQLITE))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_store(path)
     return MlflowClient(settings.tracking_uri, settings.tracking_uri)
+
+
+def _make_store(path: Path) -> None:
+    """A new sqlite store, all of it or nothing: one that a kill left in the middle of MLflow's migrations is never opened again."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.new-") as folder:
+        fresh = Path(folder) / path.name
+        MlflowClient(f"{SQLITE}{fresh}", f"{SQLITE}{fresh}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was first
+            os.link(fresh, path)
 
 
 def exists(settings: Mlflow) -> bool:

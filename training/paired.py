@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +67,20 @@ def measure_loss(metric: str, version: pd.DataFrame, champion: pd.DataFrame, few
     return figures(metric, rows, image, ours, theirs, theirs - ours)
 
 
-METRICS: dict[str, tuple[str, Callable[[str, pd.DataFrame, pd.DataFrame, int], Figures]]] = {
-    "held_out_srcc": ("held_out.parquet", measure_srcc),
-    "held_out_loss": ("held_out_losses.parquet", measure_loss),
+class Metric(NamedTuple):
+    """`file`: of a version's run, with its held-out rows. `same`: tags of a version that must be equal, or the rows are measured differently."""
+
+    file: str
+    measure: Callable[[str, pd.DataFrame, pd.DataFrame, int], Figures]
+    smaller_is_better: bool
+    same: tuple[str, ...] = ()
+
+
+METRICS = {
+    "held_out_srcc": Metric("held_out.parquet", measure_srcc, False),
+    "held_out_loss": Metric(
+        "held_out_losses.parquet", measure_loss, True, ("base", "base_sha256", "image_size", "text_length", "captions")
+    ),
 }
 
 

@@ -1,42 +1,55 @@
-"""An export and the numbers of a plan -> the exact order of its rows, a line a row: to be read, diffed and audited.
+"""A trainer's export and settings -> the exact order of an epoch's rows, a line a row: to be read, diffed and audited.
 
-    python -m training.print_plan demo/exports/labels-0123456789ab --config conf/demo.yaml --bucket train --epoch 2 --ranks 2 --rank 0
+    python -m training.print_plan demo/exports/labels-0123456789ab --config conf/demo.yaml --trainer train_scorer --epoch 2
 
-Columns, split by tabs: step, rank, micro-batch, file, row in the file, weight (0: a copy that fills up the last step). The order of an
-epoch is a function of manifest, bucket, seed, epoch and `--together`; ranks and micro-batch only cut it. Nothing is read but the manifest, and the
-column `--together` where it is given. The scorer trains with --together image_id, image models without.
+Columns, split by tabs: step, rank, micro-batch, file, row in the file, weight (0: a copy that fills up the last step). Steps count from
+`--start`, the row at which a training goes on. The order is a function of manifest, bucket, seed and epoch; the section's ranks and micro_batch only
+cut it. Nothing is read but the manifest, and the column by which rows stay together, where the trainer names one.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
-from conf.settings import Mistake, command_line, stop
-from training import feed
+from conf.settings import Loop, Mistake, Settings, command_line, stop
+from training import engine, feed
 from training.exports import open_export
 
-NUMBERS = {"seed": 7, "epoch": 0, "rows-per-step": 64, "micro-batch": 64, "ranks": 1, "start": 0}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--trainer": {"required": True, "help": "a file of training/ and the section of its settings, e.g. train_scorer"},
+    "--epoch": {"type": int, "default": 0, "help": "from 0"},
+    "--start": {"type": int, "default": 0, "help": "the epoch's row to begin at: `start` in a checkpoint's state.json"},
+    "--rank": {"type": int, "help": "this rank only"},
+}
 
 
 def main() -> None:
-    options: dict[str, dict[str, Any]] = {f"--{name}": {"type": int, "default": default} for name, default in NUMBERS.items()}
-    options |= {"--rank": {"type": int, "help": "this rank only"}, "--bucket": {"default": "train"}, "--together": {"help": "a column"}}
-    settings, told = command_line(__doc__, {"export": "folder or uri of an export (it holds manifest.json)"}, options)
+    settings, told = command_line(__doc__, {"export": "folder or uri of an export (it holds manifest.json)"}, OPTIONS)
     feed.quiet()
     try:
-        if told.rows_per_step % (told.micro_batch * told.ranks):
-            raise Mistake(f"rows-per-step: given {told.rows_per_step}, expected a multiple of micro-batch x ranks")
-        export = open_export(told.export, None, None, (told.bucket,), settings)
-        numbers = (told.seed, told.epoch, told.rows_per_step, told.micro_batch)
-        plan = feed.Plan(export, told.bucket, *numbers, world=told.ranks, start=told.start, together=told.together)
-        for rank in range(told.ranks) if told.rank is None else [told.rank]:
-            write(replace(plan, rank=rank))
+        wanted = section(settings, told.trainer)
+        export = open_export(told.export, None, None, (), settings)
+        plan = import_module(f"training.{told.trainer}").plan_rows(settings, export, engine.Ranks(0, wanted.ranks))
+        if not 0 <= told.start <= plan.rows:
+            raise Mistake(f"--start: given {told.start}, the bucket {plan.bucket} has {plan.rows} rows")
+        for rank in range(wanted.ranks) if told.rank is None else [told.rank]:
+            write(replace(plan, epoch=told.epoch, start=told.start, rank=rank))
     except Mistake as error:
         stop(str(error))
     except BrokenPipeError:  # `| head`
         sys.stderr.close()
+
+
+def section(settings: Settings, trainer: str) -> Loop:
+    """Name of a trainer -> its settings."""
+    known = [name for name in Settings.model_fields if isinstance(getattr(settings, name), Loop)]
+    if trainer not in known:
+        raise Mistake(f"--trainer: given {trainer!r}, expected one of {known}")
+    wanted: Loop = getattr(settings, trainer)
+    return wanted
 
 
 def write(plan: feed.Plan) -> None:

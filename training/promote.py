@@ -113,14 +113,21 @@ def clear_candidate(client: MlflowClient, model: str, version: ModelVersion, ali
 
 def compare(client: MlflowClient, version: ModelVersion, champion: ModelVersion, metric: str | None, fewest: int) -> Figures:
     """Two versions -> the figures on the held-out rows that both runs have."""
-    chosen = metric or next((name for name, (file, _) in METRICS.items() if has(client, version, file)), next(iter(METRICS)))
-    file, measure = METRICS[chosen]
+    chosen = metric or next((name for name, one in METRICS.items() if has(client, version, one.file)), next(iter(METRICS)))
+    file, measure, _, same = METRICS[chosen]
     for one in (version, champion):
         if not has(client, one, file):
             raise Mistake(
                 f"{one.name} version {one.version} has no {file} in its run {one.run_id}, so {chosen} cannot be compared; "
                 f"train it again, or set the alias {CHAMPION} in MLflow by hand"
             )
+    differ = {tag: (version.tags.get(tag), champion.tags.get(tag)) for tag in same if version.tags.get(tag) != champion.tags.get(tag)}
+    if differ:
+        told = ", ".join(f"{tag}: {mine} and the champion's {its}" for tag, (mine, its) in differ.items())
+        raise Mistake(
+            f"{version.name} version {version.version} and the champion are measured on different tasks ({told}); their {chosen} does not compare. "
+            f"Train the champion's data under the new settings first, or set the alias {CHAMPION} in MLflow by hand"
+        )
     return measure(chosen, download(client, version, file), download(client, champion, file), fewest)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 FOLDER = "row_losses"
-WORST = 3  # rows that an error names
+WORST = 3  # images that an error names
 
 
 class RowLosses:
-    """Of one rank. Memory: 52 bytes a row since the last file."""
+    """Of one rank. Memory: about 130 bytes a row since the last file, most of them the id as a Python object."""
 
     def __init__(self, root: Path, rank: int) -> None:
         self._folder, self._rank = root / FOLDER, rank
@@ -33,13 +33,13 @@ class RowLosses:
         self._parts = [(ids, epoch, step, losses.cpu(), real) for ids, epoch, step, losses, real in self._parts]
 
     def worst(self) -> list[tuple[float, str]]:
-        """The largest losses since the last file with the hex image_id; those that are not finite first."""
-        found = [
-            (float(loss) if np.isfinite(loss) else float("inf"), image_id.hex())
-            for ids, _, _, losses, real in self._parts
-            for image_id, loss in zip(ids[real], losses.cpu().numpy()[real], strict=True)
-        ]
-        return sorted(found, reverse=True)[:WORST]
+        """The images with the largest losses since the last file, hex; those that are not finite first."""
+        found: dict[str, float] = {}
+        for ids, _, _, losses, real in self._parts:
+            for image_id, loss in zip(ids[real], losses.cpu().numpy()[real], strict=True):
+                value = float(loss) if np.isfinite(loss) else float("inf")
+                found[image_id.hex()] = max(value, found.get(image_id.hex(), value))
+        return sorted(((value, image_id) for image_id, value in found.items()), reverse=True)[:WORST]
 
     def write(self) -> str:
         """-> "" or what failed; then the rows stay for the next call."""

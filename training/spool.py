@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from conf.settings import Mistake
 from udfs.opener import Opener
+from udfs.reject import Reject
 
 PIECE = 8 * 2**20
 
@@ -53,21 +55,22 @@ class Spool:
             yield
 
     def _download(self, opener: Opener, uri: str, sha256: str, path: Path) -> None:
-        part, digest = path.with_suffix(f".{os.getpid()}.part"), hashlib.sha256()
-        try:
-            with opener.stream(uri) as source, part.open("wb") as sink:
-                while piece := source.read(PIECE):
-                    digest.update(piece)
-                    sink.write(piece)
-            if digest.hexdigest() != sha256:
-                raise Mistake(f"{uri} was changed: its sha256 is {digest.hexdigest()}, the manifest says {sha256}; export again")
-            part.rename(path)
-            self.fresh.add(sha256)
-        except OSError as error:
-            free = shutil.disk_usage(self.folder).free
-            raise Mistake(f"spool {self.folder}: {error} ({free} bytes free); give training.spool a place with room") from error
-        finally:
-            part.unlink(missing_ok=True)
+        part, digest = path.with_suffix(".part"), hashlib.sha256()  # one writer, by the lock; what a kill left is written over
+        with opener.stream(uri) as source:
+            try:
+                with part.open("wb") as sink:
+                    for piece in _pieces(source, uri):
+                        digest.update(piece)
+                        sink.write(piece)
+                if digest.hexdigest() != sha256:
+                    raise Mistake(f"{uri} was changed: its sha256 is {digest.hexdigest()}, the manifest says {sha256}; export again")
+                part.rename(path)
+                self.fresh.add(sha256)
+            except OSError as error:
+                free = shutil.disk_usage(self.folder).free
+                raise Mistake(f"spool {self.folder}: {error} ({free} bytes free); give training.spool a place with room") from error
+            finally:
+                part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Removes the least recently used files that nobody holds until `size` more bytes fit."""
@@ -83,3 +86,15 @@ class Spool:
                     continue
                 found.unlink(missing_ok=True)
                 used -= state.st_size
+
+
+def _pieces(source: BinaryIO, uri: str) -> Iterator[bytes]:
+    """Raises Reject when the store stops giving: its errors are OSErrors as a full disk's are."""
+    while True:
+        try:
+            piece = source.read(PIECE)
+        except OSError as error:
+            raise Reject("unreadable", f"{uri}: {error}") from error
+        if not piece:
+            return
+        yield piece

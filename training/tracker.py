@@ -76,7 +76,7 @@ class Record:
         self._last: dict[str, tuple[int, float, int]] = {}  # metric -> its highest step, the value and time there
         self._checkpoints: set[int] = set()
         self._samples = 0
-        self._unwritable = False
+        self._unwritable = self._closed = False
         for event in self._journal:
             self._learn(event)
         self._sampler = machine.Sampler(self._keep_sample)
@@ -152,11 +152,16 @@ class Record:
             self._append("close", status=status)
         return self.settle()
 
+    @property
+    def closed(self) -> bool:
+        """Whether its last start recorded the run's end."""
+        return self._closed
+
     def settle(self) -> Delivery:
         """Deliver what is pending, without an end of the run -> how the record stands. Nothing can be recorded after that."""
         self._sampler.stop()
         error = self._courier.finish()
-        pending, facts = self._journal.pending, self._journal.facts
+        pending, facts = self._journal.pending + self._journal.unwritten, self._journal.facts
         if self._courier.ended:
             self._journal.close()
         refused = f"MLflow refused {facts['refused']}" if "refused" in facts else ""
@@ -173,6 +178,7 @@ class Record:
 
     def _learn(self, event: Event) -> None:
         kind = event["kind"]
+        self._closed = kind == "close"
         if kind == "open":
             self._opened = event
         elif kind == "checkpoint":
@@ -215,6 +221,17 @@ def _list_inputs(export: Export) -> list[dict[str, Any]]:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def left_open(folder: Path, run: str | None) -> bool:
+    """Whether a run is made from this folder's record, and the end of that is not delivered."""
+    facts, ended = Journal.look(folder)
+    return run is not None and facts.get("run") == run and not ended
+
+
+def all_delivered(folder: Path) -> bool:
+    """Whether a training's record is in MLflow as a whole, its end too."""
+    return Journal.look(folder)[1]
 
 
 def forget_delivery(folder: Path) -> None:

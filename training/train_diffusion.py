@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conf.settings import RUN_ONLY, Settings, digest
-from training import adapters, engine, image_model, image_model_cost, loop, tracker, trainer
+from conf.settings import Settings, digest
+from training import adapters, engine, feed, fit_image_model, image_model, image_model_cost, loop, tracker, trainer
 from training.exports import Export, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
 from udfs import decode
@@ -37,8 +37,8 @@ def open_rows(settings: Settings, place: str) -> Export:
 
 def training_digest(settings: Settings, export: Export) -> str:
     """What is trained, from what and on what: not how it is run, and not where the pretrained weights lie."""
-    trained = settings.train_diffusion.model_dump(mode="json", exclude=RUN_ONLY | {"pretrained"})
-    return digest(trained, base_of(settings), export.sha256, settings.limits, decode.KERNEL_VERSION, TRAINER_VERSION)
+    trained = settings.train_diffusion.identity() | {"pretrained": base_of(settings)}
+    return digest(trained, export.sha256, decode.KERNEL_VERSION, TRAINER_VERSION)
 
 
 def base_of(settings: Settings) -> str:
@@ -53,6 +53,10 @@ def tell_plan(settings: Settings, export: Export) -> None:
     say(f"{wanted.epochs} epochs of {export.rows(TRAIN)} images in {steps} steps, {min(wanted.held_out, export.rows(HELD_OUT))} held out")
     for line in image_model_cost.tell(wanted):
         say(line)
+
+
+def plan_rows(settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+    return fit_image_model.plan_rows(settings.train_diffusion, export, ranks)
 
 
 def make_task(settings: Settings, export: Export, ranks: engine.Ranks) -> FitImageModel:
@@ -135,6 +139,7 @@ def version_tags(settings: Settings, export: Export, about: Mapping[str, Any], m
         "sha256": digest_of(about["files"]),
         "image_size": str(about["image_size"]),
         "text_length": str(about["text_length"]),
+        "captions": json.dumps(settings.train_diffusion.captions, sort_keys=True),
         "export": export.manifest.export,
         "manifest_sha256": export.sha256,
         "made_from": json.dumps(export.manifest.made_from, sort_keys=True),

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conf.settings import RUN_ONLY, Mistake, Settings, digest
-from training import engine, evaluate_scorer, feed, loop, tracker, trainer
+from conf.settings import Mistake, Settings, digest
+from training import engine, evaluate_scorer, feed, fit_scorer, loop, tracker, trainer
 from training.baselines import STATISTICS, score_baselines
 from training.draw_evaluation import draw
 from training.exports import Export, open_export
@@ -45,8 +45,7 @@ def open_rows(settings: Settings, place: str) -> Export:
 
 
 def training_digest(settings: Settings, export: Export) -> str:
-    trained = settings.train_scorer.model_dump(mode="json", exclude=RUN_ONLY)
-    return digest(trained, export.sha256, score_head.KERNEL_VERSION, TRAINER_VERSION)
+    return digest(settings.train_scorer.identity(), export.sha256, score_head.KERNEL_VERSION, TRAINER_VERSION)
 
 
 def tell_plan(settings: Settings, export: Export) -> None:
@@ -55,6 +54,10 @@ def tell_plan(settings: Settings, export: Export) -> None:
     print(
         f"{NAME}: {wanted.epochs} epochs of {export.rows(TRAIN)} rows, {export.rows(HELD_OUT)} rows held out, about {seconds:.0f} s on 2 cores"
     )
+
+
+def plan_rows(settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+    return fit_scorer.plan_rows(settings.train_scorer, export, ranks)
 
 
 def make_task(settings: Settings, export: Export, ranks: engine.Ranks) -> FitScorer:

@@ -4,7 +4,8 @@ Opens the export, says what is pending, starts the ranks, goes on from a checkpo
 registered version, alias. A training is known by its digest (export, settings that say what is trained, code versions): its folder under
 `training.root` and the registered version carry it, and a start that finds it done ends. Killed anywhere, the same command goes on.
 
-Exit status: 0 done, 2 the user's mistake, 3 another rank was lost, 4 trained but not delivered (the same command, or training.deliver, does it).
+Exit status: 0 done, 2 the user's mistake, 3 another rank was lost, 4 trained but not delivered (the same command, or training.deliver, does it;
+a rank under a launcher ends with 0 then: to a launcher any other status is a rank that failed).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,10 +49,13 @@ class Trainer(Protocol):
         """The export, checked for this trainer."""
 
     def training_digest(self, settings: Settings, export: Export) -> str:
-        """What is trained, on what, by which code; nothing of how it is run (conf.settings.RUN_ONLY)."""
+        """What is trained (Loop.identity), on what, by which code."""
 
     def tell_plan(self, settings: Settings, export: Export) -> None:
         """Prints what is pending."""
+
+    def plan_rows(self, settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+        """The rows of the first epoch, of this rank."""
 
     def make_task(self, settings: Settings, export: Export, ranks: engine.Ranks) -> loop.Task:
         """On every rank."""
@@ -86,51 +91,79 @@ def main(trainer: Trainer, doc: str) -> None:
         raise SystemExit(status)
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training, as its command knows it."""
+
+    trainer: Trainer
+    settings: Settings
+    export: Export
+    digest: str
+
+    @property
+    def wanted(self) -> Loop:
+        section: Loop = getattr(self.settings, self.trainer.SECTION)
+        return section
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.training.root).absolute() / f"{self.wanted.model}-{self.digest}"
+
+    def say(self, line: str) -> None:
+        print(f"{self.trainer.NAME}: {line}", flush=True)
+
+
 def run(trainer: Trainer, settings: Settings, place: str, plan: bool) -> int:
     """-> exit status."""
     export = trainer.open_rows(settings, place)
-    wanted: Loop = getattr(settings, trainer.SECTION)
-    digest = trainer.training_digest(settings, export)
-    folder = Path(settings.training.root).absolute() / f"{wanted.model}-{digest}"
-    say = _Say(trainer.NAME)
     if engine.launched():
-        signal.signal(signal.SIGTERM, lambda *_: _terminated(say, folder))
-    else:
-        status = finished(trainer, settings, export, folder, say, plan)
-        if status is not None:
-            return status
-        if wanted.ranks > 1:
-            return _launch(trainer, wanted.ranks, folder, say)
+        return run_rank(trainer, settings, export)
+    training = Training(trainer, settings, export, trainer.training_digest(settings, export))
+    status = finished(training, plan)
+    if status is not None:
+        return status
+    if training.wanted.ranks > 1:
+        return _launch(training)
+    return train(training, engine.start(training.wanted.device, settings.training.patience_seconds))
+
+
+def run_rank(trainer: Trainer, settings: Settings, export: Export) -> int:
+    """As one rank of a launcher -> exit status."""
+    wanted: Loop = getattr(settings, trainer.SECTION)
     ranks = engine.start(wanted.device, settings.training.patience_seconds)
     if ranks.world != wanted.ranks:
         raise Mistake(f"{trainer.SECTION}.ranks: given {wanted.ranks}, but the launcher started {ranks.world} ranks")
-    if engine.launched():  # by a launcher that starts them again, too: a barrier of Spark
-        done = finished(trainer, settings, export, folder, say, plan) if ranks.rank == 0 else None
-        (status, *_) = engine.collect(done)
-        if status is not None:
-            return int(status)
-    return train(trainer, settings, export, folder, ranks)
+    # by one rank: it may hash a whole pretrained model
+    (digest, *_) = engine.collect(trainer.training_digest(settings, export) if ranks.rank == 0 else None)
+    training = Training(trainer, settings, export, digest)
+    signal.signal(signal.SIGTERM, lambda *_: _terminated(training))
+    # the launcher may start them again after their work is done, as jobs/train_distributed.py does
+    (status, *_) = engine.collect(finished(training, False) if ranks.rank == 0 else None)
+    if status is None:
+        status = train(training, ranks)
+    return 0 if status == UNDELIVERED else int(status)
 
 
-def finished(trainer: Trainer, settings: Settings, export: Export, folder: Path, say: _Say, plan: bool) -> int | None:
+def finished(training: Training, plan: bool) -> int | None:
     """Says how the training stands -> exit status when there is nothing to train (or this is a plan), else None."""
-    wanted: Loop = getattr(settings, trainer.SECTION)
-    digest, version, alias, silent = trainer.training_digest(settings, export), None, "", ""
+    settings, wanted, folder, say = training.settings, training.wanted, training.folder, training.say
+    version, alias, silent = None, "", ""
     if tracker.exists(settings.mlflow):
         client = tracker.connect(settings.mlflow)
         if silent := tracker.unreachable(client):
             say(f"{settings.mlflow.tracking_uri} does not answer ({silent}); whether this was trained before is known by {folder} alone")
         else:
-            version = tracker.find_version(client, wanted.model, digest)
+            version = tracker.find_version(client, wanted.model, training.digest)
             if version is not None and version.run_id and not plan:
                 tracker.join(client, settings.mlflow, version.run_id)
                 alias = tracker.settle_alias(client, wanted.model, version.version)
     closed = (folder / FINISHED).is_file()
-    if version is not None and (closed or not folder.is_dir()):  # else a kill came between its registration and its end
+    left_open = version is not None and tracker.left_open(folder, version.run_id)  # a kill came between its registration and its end
+    if version is not None and not left_open and (closed or not folder.is_dir()):
         say(f"nothing to do, version {version.version} was made from this export" + (f" ({alias})" if alias else ""))
         return 0
     if plan:
-        trainer.tell_plan(settings, export)
+        training.trainer.tell_plan(settings, training.export)
         found = checkpoint.latest(folder, wanted)
         say(f"pending: goes on after step {found.state.step}" if found else "pending: starts from its first row")
         return 0
@@ -138,94 +171,89 @@ def finished(trainer: Trainer, settings: Settings, export: Export, folder: Path,
         if silent:
             say("nothing to train; its record is not delivered yet: start again when MLflow answers")
             return UNDELIVERED
-        say("trained, but not registered there: its record is delivered anew")
-        tracker.forget_delivery(folder)
-        return _settle(trainer, settings, folder, tracker.Record(folder, settings.mlflow).settle(), say)
+        if version is None:
+            say("trained, but not registered there: its record is delivered anew")
+            tracker.forget_delivery(folder)
+        record = tracker.Record(folder, settings.mlflow)
+        return _settle(training, record.settle() if record.closed else record.close("FINISHED"))
     return None
 
 
-def train(trainer: Trainer, settings: Settings, export: Export, folder: Path, ranks: engine.Ranks) -> int:
+def train(training: Training, ranks: engine.Ranks) -> int:
     """The loop on every rank; the record and the result on rank 0."""
-    wanted: Loop = getattr(settings, trainer.SECTION)
-    task, say = trainer.make_task(settings, export, ranks), _Say(trainer.NAME)
+    settings, wanted, export, folder = training.settings, training.wanted, training.export, training.folder
+    task = training.trainer.make_task(settings, export, ranks)
     if ranks.rank > 0:
         loop.run(task, wanted, folder, ranks, None)
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    digest = trainer.training_digest(settings, export)
-    _describe(trainer, settings, export, folder, digest)
+    _describe(training)
     record = tracker.Record(folder, settings.mlflow)
     params = wanted.model_dump() | {"export": export.manifest.export, "manifest_sha256": export.sha256}
-    record.open(f"{trainer.NAME} {export.manifest.export}", params, export, {tracker.TRAINING: digest})
+    record.open(f"{training.trainer.NAME} {export.manifest.export}", params, export, {tracker.TRAINING: training.digest})
     try:
         outcome = loop.run(task, wanted, folder, ranks, record)
-        tags = _write_result(trainer, settings, export, folder, task, outcome)
+        tags = _write_result(training, task, outcome)
     except BaseException as error:
         record.note("ended_by", f"{type(error).__name__}: {error}"[:500])
         record.close("FAILED")
         raise
     record.artifacts(folder / RESULT)
-    record.register(wanted.model, trainer.FOLDER, tags)
+    record.register(wanted.model, training.trainer.FOLDER, tags)
     state = outcome.state
-    about: dict[str, Any] = {
-        "digest": digest,
-        "model": wanted.model,
-        "steps": state.step,
-        "epochs": state.epoch,
-        "metrics": outcome.metrics,
-    }
-    about |= {"rows_seen": state.epoch * task.plan.rows + state.start, "export": export.manifest.export, "manifest_sha256": export.sha256}
-    _write(folder / FINISHED, json.dumps(about | {"files": row_losses.digests(folder)}, indent=1))
-    delivery = record.close("FINISHED")
-    return _settle(trainer, settings, folder, delivery, say)
+    about: dict[str, Any] = {"digest": training.digest, "model": wanted.model, "steps": state.step, "epochs": state.epoch}
+    about |= {"rows_seen": state.epoch * task.plan.rows + state.start, "metrics": outcome.metrics, "export": export.manifest.export}
+    about |= {"manifest_sha256": export.sha256, "files": row_losses.digests(folder)}
+    _write(folder / FINISHED, json.dumps(about, indent=1))
+    return _settle(training, record.close("FINISHED"))
 
 
-def _write_result(
-    trainer: Trainer, settings: Settings, export: Export, folder: Path, task: Any, outcome: loop.Outcome
-) -> Mapping[str, str]:
+def _write_result(training: Training, task: Any, outcome: loop.Outcome) -> Mapping[str, str]:
     """What every trainer's result has, and the trainer's own; a folder that is there is of a start that was killed."""
-    result = folder / RESULT
+    result, settings = training.folder / RESULT, training.settings
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    (result / "manifest.json").write_bytes(export.text)
-    (result / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    return trainer.write_result(result, settings, export, task, outcome)
+    (result / "manifest.json").write_bytes(training.export.text)
+    (result / "config.yaml").write_text(yaml.safe_dump(describe_settings(training), sort_keys=False))
+    return training.trainer.write_result(result, settings, training.export, task, outcome)
 
 
-def _describe(trainer: Trainer, settings: Settings, export: Export, folder: Path, digest: str) -> None:
-    if not (folder / ABOUT).exists():
-        wanted: Loop = getattr(settings, trainer.SECTION)
-        manifest = export.manifest
-        about: dict[str, Any] = {
-            "model": wanted.model,
-            "digest": digest,
-            "trainer": trainer.MODULE,
-            "export": manifest.export,
-            "manifest_sha256": export.sha256,
-        }
-        about |= {"made_from": manifest.made_from, "settings": wanted.model_dump(mode="json")}
-        _write(folder / ABOUT, json.dumps(about, indent=1))
+def describe_settings(training: Training) -> dict[str, Any]:
+    """The settings that a training reads: a build's others may hold what is nobody's business (spark.conf takes any key of a store)."""
+    read = {"limits", "training", "mlflow", training.trainer.SECTION}
+    return training.settings.model_dump(mode="json", include=read)
 
 
-def _settle(trainer: Trainer, settings: Settings, folder: Path, delivery: tracker.Delivery, say: _Say) -> int:
+def _describe(training: Training) -> None:
+    if not (training.folder / ABOUT).exists():
+        manifest = training.export.manifest
+        about: dict[str, Any] = {"model": training.wanted.model, "digest": training.digest, "trainer": training.trainer.MODULE}
+        about |= {"export": manifest.export, "manifest_sha256": training.export.sha256, "made_from": manifest.made_from}
+        _write(training.folder / ABOUT, json.dumps(about | {"settings": training.wanted.model_dump(mode="json")}, indent=1))
+
+
+def _settle(training: Training, delivery: tracker.Delivery) -> int:
     """Says what became of the record -> exit status."""
-    model = getattr(settings, trainer.SECTION).model
+    model, say = training.wanted.model, training.say
     if not delivery.delivered:
         say(f"trained, but {delivery.pending} events of its record are not in MLflow ({delivery.error}); nothing is lost: run again, or")
-        say(f"    python -m training.deliver {folder} --config FILE")
+        say(f"    python -m training.deliver {training.folder} --config FILE")
         return UNDELIVERED
     say(f"registered {model} version {delivery.version}" + (f" as {delivery.alias}" if delivery.alias else ""))
     if delivery.alias == tracker.CANDIDATE:
         assert delivery.version is not None
-        say(f"to make it the champion, if it is better: {tracker.promotion_command(settings.mlflow, model, delivery.version)}")
+        say(f"to make it the champion, if it is better: {tracker.promotion_command(training.settings.mlflow, model, delivery.version)}")
     return 0
 
 
-def _launch(trainer: Trainer, ranks: int, folder: Path, say: _Say) -> int:
-    status = engine.launch(trainer.MODULE, sys.argv[1:], ranks)
-    if status not in (0, UNDELIVERED):
-        raise Mistake(f"{trainer.NAME}: a rank ended early (status {status}); what it said stands above. {_where(folder)}")
-    return status
+def _launch(training: Training) -> int:
+    """Starts the ranks on this machine -> exit status."""
+    status = engine.launch(training.trainer.MODULE, sys.argv[1:], training.wanted.ranks)
+    if status != 0:
+        raise Mistake(
+            f"{training.trainer.NAME}: a rank ended early (status {status}); what it said stands above. {_where(training.folder)}"
+        )
+    return 0 if tracker.all_delivered(training.folder) else UNDELIVERED
 
 
 def _where(folder: Path) -> str:
@@ -233,8 +261,8 @@ def _where(folder: Path) -> str:
     return f"Run again: it goes on from {there[-1].name}" if there else "Run again: it starts anew, there was no checkpoint yet"
 
 
-def _terminated(say: _Say, folder: Path) -> None:
-    say(f"told to end (SIGTERM; a launcher does so when another rank is gone). {_where(folder)}")
+def _terminated(training: Training) -> None:
+    training.say(f"told to end (SIGTERM; a launcher does so when another rank is gone). {_where(training.folder)}")
     engine.leave(128 + signal.SIGTERM)
 
 
@@ -242,11 +270,3 @@ def _write(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text)
     os.replace(part, path)
-
-
-class _Say:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, line: str) -> None:
-        print(f"{self._name}: {line}", flush=True)

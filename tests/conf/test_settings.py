@@ -90,3 +90,18 @@ def test_an_entry_point_refuses_before_spark_starts_or_a_model_is_imported(modul
     assert said == [f"studbook: {DEMO}: embed.batch_size: Input should be greater than 0, given 0"]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert not imported & {"torch", "open_clip", "mlflow", "deepspeed", "petastorm"}
+
+
+def test_a_tracking_uri_with_a_password_is_refused_without_printing_it() -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as refused:
+        load(DEMO, ["mlflow.tracking_uri=https://bob:hunter2@mlflow.example.org"])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_is_trained_does_not_change_with_how_it_is_run() -> None:
+    scorer, image = load(DEMO).train_scorer, load(DEMO).train_diffusion
+    run = {"ranks": 2, "zero_stage": 3, "checkpoint_every": 5, "explosion": 99.0}
+    assert scorer.model_copy(update=run).identity() == scorer.identity()
+    assert image.model_copy(update=run | {"micro_batch": 2}).identity() == image.identity()
+    assert scorer.model_copy(update={"micro_batch": 16}).identity() != scorer.identity()
+    assert scorer.model_copy(update={"ema_decay": 0.9}).identity() != scorer.identity()

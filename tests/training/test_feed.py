@@ -134,14 +134,27 @@ def test_the_plan_as_data_is_the_order_that_is_fed(export: exports.Export, toget
 def test_the_printed_plan_says_which_rows_each_rank_takes(
     export: exports.Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--rows-per-step", "60", "--micro-batch", "5", "--ranks", "2", "--rank", "1", "--epoch", "1"]
     place = export.root.removeprefix("file://").replace("%20", " ").replace("%25", "%")
-    monkeypatch.setattr(sys, "argv", ["print_plan", place, "--config", str(ROOT / "conf/demo.yaml"), *given])
+    sets = [f"--set=train_scorer.{one}" for one in ("rows_per_step=60", "micro_batch=5", "ranks=2")]
+    line = [
+        "print_plan",
+        place,
+        "--config",
+        str(ROOT / "conf/demo.yaml"),
+        "--trainer",
+        "train_scorer",
+        "--rank",
+        "1",
+        "--epoch",
+        "1",
+        *sets,
+    ]
+    monkeypatch.setattr(sys, "argv", line)
     print_plan.main()
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     files = {file.file: feed.read(export, file) for file in export.files("train")}
     printed = [(files[name]["image_id"][int(row)], str(files[name]["view"][int(row)])) for *_, name, row, weight in lines if weight == "1"]
-    assert printed == keys(read(export, rank=1, world=2))
+    assert printed == keys(read(export, rank=1, world=2, together="image_id"))
     assert [(step, micro) for step, _, micro, *_ in lines[::5]] == [(str(step), str(micro)) for step in range(2) for micro in range(6)]
 
 

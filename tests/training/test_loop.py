@@ -6,7 +6,6 @@ import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,11 @@ def test_patience_stops_the_training_and_exports_the_best_weights(export: Export
 
 
 @pytest.mark.parametrize(
-    ("factor", "said"), [(float("nan"), r"the loss is not finite: nan"), (1000.0, r"the loss exploded: \d+\.?\d*, its median was 0\.\d+")]
+    ("factor", "said"),
+    [
+        (float("nan"), r"the loss is not finite: nan"),
+        (1000.0, r"the loss exploded: \d+\.?\d*, more than explosion \(20\) times its median of 0\.\d+"),
+    ],
 )
 def test_a_loss_that_is_lost_ends_the_training_naming_its_rows_and_saves_nothing_of_it(
     export: Export, tmp_path: Path, factor: float, said: str
@@ -141,7 +144,9 @@ def test_a_loss_that_is_lost_ends_the_training_naming_its_rows_and_saves_nothing
     told = settings(epochs=4, checkpoint_every=8)
     task = Line(export, told)
     task.spoilt = (12, factor)
-    with pytest.raises(ValueError, match=rf"{said}.* up to 12\. Largest rows: [0-9a-f]{{64}} .* the last checkpoint is step 8\."):
+    with pytest.raises(
+        ValueError, match=rf"{said}.* up to 12\. Images with the largest loss .*: [0-9a-f]{{64}} .* the last checkpoint is step 8\."
+    ):
         fit(task, told, tmp_path)
     assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000008"]
     healed = Line(export, told)
@@ -187,7 +192,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     assert checkpoint.complete(tmp_path)[-1].name == "step-00000024"
 
 
-def test_a_checkpoint_of_another_stage_or_precision_or_damaged_is_refused_with_the_reason(export: Export, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_stage_or_damaged_is_refused_with_the_reason(export: Export, tmp_path: Path) -> None:
     told = settings()
     fit(Line(export, told), told, tmp_path)
     with pytest.raises(ValueError, match=r"written with zero_stage 0, given 2.*set zero_stage back to 0"):
@@ -214,15 +219,83 @@ def test_every_time_a_row_was_trained_on_is_written_with_its_loss(export: Export
     assert all(np.isfinite(part["loss"]).all() for part in written)
 
 
-def test_an_epoch_whose_rows_are_not_the_manifests_ends_the_training(export: Export, tmp_path: Path) -> None:
-    told = settings()
+@pytest.mark.parametrize("how", ["one twice", "one less", "another"])
+def test_an_epoch_whose_rows_are_not_the_manifests_ends_the_training(
+    export: Export, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feed that loses or doubles rows, as petastorm's own pool does: the audit is all that stands behind it."""
+    real = feed.batches
+
+    def wrong(plan: feed.Plan, *more: Any) -> Iterator[feed.Batch]:
+        for batch in real(plan, *more):
+            if batch.step == 2:
+                ids, weight = batch.image_id.copy(), batch.weight.copy()
+                ids[0] = {"one twice": ids[1], "one less": ids[0], "another": bytes(32)}[how]
+                weight[0] = how != "one less"
+                batch = batch._replace(image_id=ids, weight=weight)
+            yield batch
+
+    monkeypatch.setattr(feed, "batches", wrong)
+    told = settings(rows_per_step=11, micro_batch=11)  # views of an image are not neighbours
+    with pytest.raises(ValueError, match=r"audit of epoch 0: fed (95|96) rows with checksum \w{16}, the manifest of .* says 96 rows with"):
+        fit(Line(export, told), told, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_at_every_stage_though_the_loss_is_finite(export: Export, tmp_path: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        told = settings(zero_stage=stage, checkpoint_every=4)
+        task = Line(export, told)
+        task.losses = steep(task)  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match=r"a gradient is not finite .* up to 6\. Images with .* the last checkpoint is step 4\."):
+            fit(task, told, tmp_path / str(stage))
+
+
+def steep(task: Line) -> Any:
+    """Its losses: at the sixth step the square root of 0, whose slope is infinite."""
+    plain = task.losses
+
+    def losses(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        told = plain(model, inputs)
+        if task.made_steps == 6:
+            told["loss"] = told["loss"] + torch.sqrt(told["loss"] * 0.0)
+        return told
+
+    return losses
+
+
+def test_an_explosion_is_told_after_a_resume_too(export: Export, tmp_path: Path) -> None:
+    told = settings(epochs=4, checkpoint_every=8)
+    cut = Line(export, told)
+    cut.spoilt = (10, float("nan"))
+    with pytest.raises(ValueError, match="is not finite"):
+        fit(cut, told, tmp_path)
     task = Line(export, told)
-    other = export.manifest.files[0].model_copy(update={"ids": "0" * 16})
-    spoilt = replace(export, manifest=export.manifest.model_copy(update={"files": (other, *export.manifest.files[1:])}))
-    # the feed itself would name the file: here its audit of the whole epoch is seen
-    task.plan = replace(task.plan, export=spoilt)
-    with pytest.raises(ValueError, match=r"checksum|audit of epoch 0"):
+    task.spoilt = (2, 1000.0)  # the second step after step 8
+    with pytest.raises(ValueError, match=r"the loss exploded: .* more than explosion \(20\) times its median"):
         fit(task, told, tmp_path)
+
+
+class Kept:
+    """A record that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, dict[str, float]] = {}
+        self.checkpoints: dict[int, dict[str, float]] = {}
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.values[step] = self.values.get(step, {}) | values
+
+    def checkpoint(self, step: int, folder: Path, values: dict[str, float]) -> None:
+        assert (folder / "state.json").is_file()
+        self.checkpoints[step] = values
+
+
+def test_a_checkpoint_has_the_metrics_of_its_own_weights_and_the_exported_ones_are_recorded(export: Export, tmp_path: Path) -> None:
+    told = settings(checkpoint_every=3, evaluations=2, patience=5, keep=99)
+    record: Any = Kept()
+    outcome = loop.run(Line(export, told, measured=(0.5, 0.3, 0.5)), told, tmp_path, ALONE, record)
+    assert record.checkpoints == {3: {}, 6: {}, 8: {"quality": 0.5}, 9: {}, 12: {}, 15: {}, 16: {"quality": 0.3}}
+    assert record.values[16]["exported_quality"] == outcome.metrics["quality"] == 0.5
 
 
 def test_a_state_says_where_the_next_start_begins(export: Export, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conf.settings import load
 from tests.training.conftest import EPOCHS, ROOT, Trained, command, run_child, write_export
@@ -51,6 +52,8 @@ def test_the_run_says_which_table_versions_and_settings_made_the_model(trained: 
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     files = {"manifest.json", "config.yaml", "evaluation.json", "label_quality.png", "held_out.parquet", "head", "environment.txt"}
     assert names == files
+    config = yaml.safe_load(Path(client.download_artifacts(run.info.run_id, "config.yaml")).read_text())
+    assert set(config) == {"limits", "mlflow", "training", "train_scorer"}  # nothing of Spark, whose keys may be a store's
     steps = EPOCHS * 2
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, steps + 1))
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "held_out_srcc")] == [3, 6, 9, 12]
