@@ -101,6 +101,18 @@ def kind_of(command: list[str], is_root: bool) -> str:
     return "worker" if program.startswith("python") else "other"
 
 
+def tree_cpu() -> float:
+    """CPU seconds of this process and its descendants so far."""
+    here = psutil.Process()
+    total = 0.0
+    for process in [here, *here.children(recursive=True)]:
+        try:
+            total += sum(process.cpu_times()[:4])  # user, system, and the same of children that were waited for
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
 def main() -> None:
     out, command = Path(sys.argv[1]), sys.argv[2:]
     out.write_text(json.dumps(run(command, out.with_suffix(".log"))))

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.measure import tree_cpu
 from conf.settings import command_line
 from jobs import embed, session, waves
 from jobs.lake import Lake
@@ -45,18 +46,6 @@ class Clock:
                 return function(*given, **named)
 
         return timed
-
-
-def tree_cpu() -> float:
-    """CPU seconds of this process and its descendants so far."""
-    here = psutil.Process()
-    total = 0.0
-    for process in [here, *here.children(recursive=True)]:
-        try:
-            total += sum(process.cpu_times()[:4])  # user, system, and the same of children that were waited for
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def main() -> None:

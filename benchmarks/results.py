@@ -62,7 +62,7 @@ def cost_rows(runs: Sequence[Run]) -> list[list[str]]:
             line = slope(mine)
             whole = [_at(mine, size) for size in sorted({run.images for run in mine})]
             own = ratios(runs, part)
-            told = f"{median(own):.3f} ({own[0]:.3f} to {own[-1]:.3f})" if kind == "spark" else "1"
+            told = spread(own) if kind == "spark" else "1"
             figures = [f"{line.cpu_ms:.1f}", f"{1000 / line.cpu_ms:.2f}", told, f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}"]
             rows.append([part, kind, *figures, "; ".join(whole)])
     return rows
@@ -110,6 +110,11 @@ def stage_rows(said: str) -> list[list[str]]:
 
 MEMORY = ("driver", "JVM", "worker")
 MEMORY_HEAD = ["part", "pipeline", "images", "driver (Python), MB", "JVM, MB", "largest Python worker, MB"]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Ascending values -> their median and range."""
+    return f"{median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})" if values else "-"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

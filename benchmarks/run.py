@@ -1,14 +1,17 @@
-"""The published figures: embed against a bare loop, where its time goes, memory, cost an image, the empty run.
+"""The published figures: embed and training against bare loops, where the time goes, memory, cost an image, the empty run.
 
-    python -m benchmarks.run [--parts tower,pipeline,scale,phases,empty] [--repeats 3] [--workers 2] [--quick]
+    python -m benchmarks.run [--parts tower,pipeline,scale,phases,empty,feed,step] [--repeats 3] [--workers 2] [--quick]
 
-Prints Markdown and writes benchmarks/results/DATE.md (and .json, every single measurement). Each measurement is a process of its
-own (benchmarks/measure.py); the two pipelines take turns. A ratio is of slopes between two sizes, so that start-up stands apart; its
-spread over the repeats says how far to trust it (larger sizes narrow it). About 20 minutes on 2 quiet cores. Parts:
+Prints Markdown and writes benchmarks/results/DATE.md, or DATE-PARTS.md (and .json, every single measurement). Each measurement is a process of its
+own (benchmarks/measure.py); the pipelines take turns. Embed's ratio is of slopes between two sizes, so that start-up stands apart; the
+spread over the repeats says how far to trust a ratio (larger sizes narrow it). On 2 quiet cores about 20 minutes for embed, half an
+hour for feed and step. Parts:
 
     tower      the real CLIP tower on the sample images     pipeline   no model (colour-grid) on 2 MP JPEGs
     scale      no model on small JPEGs, 300 and 3,000       phases     where the stage's time goes, on the pipeline part's images
     empty      the second run of the whole main job on the demo's lake (`make demo` first)
+    feed       training.feed against raw pyarrow, petastorm's thread pool and torch's DataLoader
+    step       training.loop, ZeRO 0 to 3, against bare DistributedDataParallel, 2 ranks
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import lakes, pictures, results
+from benchmarks import feed_part, lakes, pictures, results, step_part
 from benchmarks.results import Run
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +63,8 @@ TOWER = Part("tower", "clip-vit-b-16-demo", (48, 144))
 PIPELINE = Part("pipeline", "colour-grid", (100, 1500), pictures.TWO_MEGAPIXELS)
 SCALE = Part("scale", "colour-grid", (300, 3000), pictures.SMALL)
 QUICK = {"tower": (4, 8), "pipeline": (4, 8), "scale": (8, 16)}
-PARTS = ("tower", "pipeline", "scale", "phases", "empty")
+PARTS = ("tower", "pipeline", "scale", "phases", "empty", "feed", "step")
+TRAINING = {"feed": feed_part.measure, "step": step_part.measure}
 
 
 class Bench:
@@ -197,6 +201,10 @@ def measure(bench: Bench, told: argparse.Namespace) -> tuple[str, dict[str, Any]
         else:
             texts.append(f"{empty['wall']:.1f} s wall, {empty['cpu']:.1f} CPU-s, of which by stage:")
             texts.append(results.markdown(["stage", "wall s", "said"], empty["stages"]))
+    for name, part_of_training in TRAINING.items():
+        if name in told.parts:
+            more, raw[name] = part_of_training(bench.measured, bench.work, CACHE, repeats, told.quick)
+            texts += more
     return "\n\n".join(texts) + "\n", raw
 
 
@@ -215,8 +223,9 @@ def main() -> None:
     if not told.quick:
         out = ROOT / "benchmarks/results"
         out.mkdir(exist_ok=True)
-        (out / time.strftime("%Y-%m-%d.md")).write_text(text)
-        (out / time.strftime("%Y-%m-%d.json")).write_text(json.dumps(raw, indent=1))
+        name = "-".join([time.strftime("%Y-%m-%d"), *(told.parts if set(told.parts) != set(PARTS) else [])])
+        (out / f"{name}.md").write_text(text)
+        (out / f"{name}.json").write_text(json.dumps(raw, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import pictures, results
+from benchmarks import feed_loops, feed_part, made_exports, pictures, results, step_part
 from benchmarks.results import Run
 from conf.settings import Limits, load_encoder
 from udfs import tower_colour_grid
@@ -77,6 +77,59 @@ while first.poll() is None:
     subprocess.run([sys.executable, "-m", "benchmarks.measure", str(out), sys.executable, "-c", daemon], cwd=ROOT, check=True)
     told = json.loads(out.read_text())
     assert 2 < told["cpu"] < 2.9
+
+
+@pytest.mark.parametrize(("kind", "column", "rows", "file_rows"), [("labels", "vectors", 1000, 300), ("images", "pixels", 48, 20)])
+def test_the_feed_and_the_loops_it_is_measured_against_give_the_same_rows(
+    kind: str, column: str, rows: int, file_rows: int, tmp_path: Path
+) -> None:
+    made_exports.make(tmp_path / "export", kind, rows, file_rows)
+    work = feed_loops.work_on(kind, tmp_path / "export")
+    given = {}
+    for loop in ("feed", "raw", "raw-shuffled", "loader-0"):
+        batches = [(np.asarray(arrays[column])[:count], count) for arrays, count in feed_loops.LOOPS[loop](work)(0)]
+        assert sum(count for _, count in batches) == rows
+        given[loop] = sorted(row.tobytes() for part, _ in batches for row in part)
+    assert len(set(given["raw"])) == rows
+    assert given["feed"] == given["raw"] == given["raw-shuffled"] == given["loader-0"]
+
+
+def feed_run(loop: str, rows: int, repeat: int, delivered: int, wall: float) -> feed_part.Run:
+    passes = [{"rows": delivered, "wall": wall, "cpu": 2 * wall, "first": wall if delivered else None}] * feed_part.PASSES
+    return feed_part.Run("labels", loop, rows, repeat, 100.0, passes, 9.0, 9.0, {"driver": 200.0 + rows})
+
+
+def test_a_loop_that_lost_rows_has_no_rate_and_the_loss_is_told() -> None:
+    seconds = {loop: 2.0 for loop in feed_loops.LOOPS} | {"feed": 2.5, "raw": 2.0}
+    runs = [feed_run(loop, 100, repeat, 100, wall) for loop, wall in seconds.items() for repeat in (0, 1) if loop != "petastorm"]
+    runs += [feed_run("petastorm", 100, 0, 100, 4.0), feed_run("petastorm", 100, 1, 30, 0.1)]
+    runs += [feed_run(loop, 300, 0, 300, 1.0) for loop in seconds]
+    assert feed_part.ratios(runs, "feed", 1, "wall", "raw") == [0.8, 0.8]
+    assert feed_part.ratios(runs, "petastorm", 1, "cpu", "raw") == [0.5]
+    rows = {row[0]: row[1:] for row in feed_part.rate_rows(runs)}
+    assert rows["petastorm"][0] == "25" and rows["petastorm"][-2:] == ["2 of 4", "140"]
+    assert rows["feed"][-2:] == ["0 of 4", "0"]
+    memory = feed_part.memory_rows(runs)
+    assert memory[:2] == [["feed", "100", "100", "300", "-"], ["feed", "300", "100", "500", "-"]]
+    tables = [results.markdown(feed_part.HEAD, feed_part.rate_rows(runs)), results.markdown(feed_part.MEMORY_HEAD, memory)]
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
+def test_a_step_is_compared_with_the_bare_one_of_its_repeat_and_only_when_both_end_alike() -> None:
+    times = {"ddp-memory": 1.0, "ddp-feed": 1.25, "zero-1": 1.5}
+    runs = [
+        step_part.Run(how, repeat, *2 * [[step * (1 + repeat)] * 3], [0.01], [2.0] * (how == "zero-1"), 50.0, 9.0, 9.0, {"worker": 700.0})
+        for how, step in times.items()
+        for repeat in (0, 1)
+    ]
+    assert step_part.ratios(runs, "zero-1", "ddp-memory") == [1.5, 1.5]
+    assert step_part.ratios(runs, "zero-1", "ddp-feed") == pytest.approx([1.2, 1.2])
+    rows = step_part.step_rows(runs)
+    assert [row[0] for row in rows] == list(times)
+    assert {len(row) for row in rows} == {len(step_part.HEAD)}
+    step_part.check_same(runs)
+    with pytest.raises(RuntimeError, match=r"weights of norm 50.1 by zero-1, 50.0 by ddp-memory"):
+        step_part.check_same([*runs, runs[-1]._replace(weights=50.1)])
 
 
 def test_the_ratio_is_of_the_slopes_and_start_up_stands_apart() -> None:

@@ -251,7 +251,7 @@ def _launch(training: Training) -> int:
     status = engine.launch(training.trainer.MODULE, sys.argv[1:], training.wanted.ranks)
     if status != 0:
         raise Mistake(
-            f"{training.trainer.NAME}: a rank ended early (status {status}); what it said stands above. {_where(training.folder)}"
+            f"{training.trainer.NAME}: a rank ended early; what it said stands above. If that is a mistake, mend it. {_where(training.folder)}"
         )
     return 0 if tracker.all_delivered(training.folder) else UNDELIVERED
 
