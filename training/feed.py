@@ -217,21 +217,34 @@ def _micro_batches(plan: Plan) -> Iterator[Batch]:
         mine, weight = plan.mine(step_rows)
         for first in range(0, len(mine), plan.micro_batch):
             part = slice(first, first + plan.micro_batch)
-            taken = {name: column[mine[part]] for name, column in rows.items()}
+            # neighbours as they are, where all are real: a view costs nothing
+            where = slice(mine[first], mine[first] + plan.micro_batch) if weight[part].all() else mine[part]
+            taken = {name: column[where] for name, column in rows.items()}
             yield Batch(taken, taken["image_id"], weight[part], step, step_rows, part.stop == len(mine))
 
 
 def _steps(plan: Plan) -> Iterator[Rows]:
-    """The rows of one step after another, all ranks' together."""
+    """The rows of one step after another, all ranks' together. Only a step that lies in two windows is copied."""
+    size = plan.rows_per_step
     rest: list[Rows] = []
     for window in _windows(plan):
-        rows = _join([*rest, window])
-        ready = count(rows) // plan.rows_per_step * plan.rows_per_step
-        for first in range(0, ready, plan.rows_per_step):
-            yield {name: column[first : first + plan.rows_per_step] for name, column in rows.items()}
-        rest = [{name: column[ready:] for name, column in rows.items()}]
-    if rest and count(rest[0]):
-        yield rest[0]
+        held = sum(count(part) for part in rest)
+        first = min(size - held, count(window)) if rest else 0
+        if rest:
+            rest.append(_cut(window, 0, first))
+            if held + first < size:
+                continue
+            yield _join(rest)
+        end = first + (count(window) - first) // size * size
+        for start in range(first, end, size):
+            yield _cut(window, start, start + size)
+        rest = [_cut(window, end, count(window))] if end < count(window) else []
+    if rest:
+        yield _join(rest)
+
+
+def _cut(rows: Rows, start: int, end: int) -> Rows:
+    return {name: column[start:end] for name, column in rows.items()}
 
 
 def _windows(plan: Plan) -> Iterator[Rows]:

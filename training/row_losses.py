@@ -26,7 +26,7 @@ class RowLosses:
 
     def add(self, ids: npt.NDArray[Any], epoch: int, step: int, losses: Any, real: npt.NDArray[np.bool_]) -> None:
         """losses: float32 tensor [n] on the device; copied when a file is written or an error asks."""
-        self._parts.append((ids, epoch, step, losses.detach().float(), real))
+        self._parts.append((ids[real], epoch, step, losses.detach().float(), real))  # a copy: ids may be a view of a whole window
 
     def settle(self) -> None:
         """Takes the losses off the device."""
@@ -36,7 +36,7 @@ class RowLosses:
         """The images with the largest losses since the last file, hex; those that are not finite first."""
         found: dict[str, float] = {}
         for ids, _, _, losses, real in self._parts:
-            for image_id, loss in zip(ids[real], losses.cpu().numpy()[real], strict=True):
+            for image_id, loss in zip(ids, losses.cpu().numpy()[real], strict=True):
                 value = float(loss) if np.isfinite(loss) else float("inf")
                 found[image_id.hex()] = max(value, found.get(image_id.hex(), value))
         return sorted(((value, image_id) for image_id, value in found.items()), reverse=True)[:WORST]
@@ -49,7 +49,7 @@ class RowLosses:
         if not self._parts:
             return ""
         columns: dict[str, Any] = {
-            "image_id": pa.array([image_id for ids, _, _, _, real in self._parts for image_id in ids[real]], pa.binary(32)),
+            "image_id": pa.array([image_id for ids, *_ in self._parts for image_id in ids], pa.binary(32)),
             "epoch": np.concatenate([np.full(int(real.sum()), epoch, np.int32) for _, epoch, _, _, real in self._parts]),
             "step": np.concatenate([np.full(int(real.sum()), step, np.int32) for _, _, step, _, real in self._parts]),
             "loss": np.concatenate([losses.cpu().numpy()[real] for _, _, _, losses, real in self._parts]).astype(np.float32),
