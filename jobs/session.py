@@ -27,7 +27,7 @@ DEFAULTS = {
 LOG4J = (Path(__file__).parent / "log4j2.properties").as_uri()
 LOCAL = {
     # a short session never earns back the optimising compiler: 1.5 times faster to the end of the demo on two cores
-    "spark.driver.extraJavaOptions": f'-XX:TieredStopAtLevel=1 -XX:+UseParallelGC "-Dlog4j2.configurationFile={LOG4J}"',
+    "spark.driver.extraJavaOptions": f'-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=192m -XX:+UseParallelGC "-Dlog4j2.configurationFile={LOG4J}"',
     # Delta reads a snapshot in 50 tasks by default: seconds a table on two cores
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.shuffle.partitions": "4",

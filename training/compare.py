@@ -186,7 +186,7 @@ def keep(client: MlflowClient, settings: Settings, arms: Arms, smaller_is_better
     best = ranking.arms[0]
     seed = (min if smaller_is_better else max)(best.values, key=lambda one: best.values[one])
     for version in client.search_model_versions(f"run_id = '{found[best.name, seed].info.run_id}'"):
-        command = mlflow_store.promotion_command(settings.mlflow, version.name, str(version.version))
+        command = mlflow_store.promotion_command(version.name, str(version.version))
         say(f"its best seed is {seed}; to make that the champion if it is better: {command}")
 
 

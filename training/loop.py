@@ -125,6 +125,7 @@ class _Fit:
         self.skipped = engine.skipped(self.model)
         self.sums: dict[str, Any] = {}
         self.clock = Clock(time.monotonic())
+        self.pace: list[tuple[float, float, float]] = []
         self.peak = hardware.peak_flops(self.model.device, settings.precision)
         self.progress = Progress(task.name, settings, self.steps, self.state.step)
         task.start(self.model.device)
@@ -212,7 +213,7 @@ class _Fit:
         names = sorted(self.sums)
         elapsed = time.monotonic() - self.clock.began
         told = [float(self.sums[name]) for name in names]
-        spoilt = float(engine.spoilt(self.model))
+        spoilt = float(self.settings.zero_stage == 0 and engine.spoilt(self.model))  # the other stages leave the step out
         totals = engine.total([*told, self.rows, self.clock.waited, self.clock.stalled, elapsed, spoilt], self.model.device)
         (ids,) = engine.total_modulo([self.ids % 2**64], self.model.device)
         rows, waited, stalled, spent, spoilt = totals[len(names) :]
@@ -221,17 +222,24 @@ class _Fit:
         self.losses.settle()
         self._check(means["loss"], spoilt > 0 or engine.skipped(self.model) > self.skipped)
         self.state = replace(self.state, recent=[*self.state.recent[-RECENT + 1 :], means["loss"]])
-        working = max(1e-9, spent - stalled) / self.ranks.world
-        flops = self.task.train_flops * rows / working
         means |= {"epoch": self.state.epoch + self.state.start / self.task.plan.rows, "learning_rate": float(self.model.get_lr()[0])}
-        means |= {"rows_per_second": rows / working, "data_wait_share": waited / max(1e-9, spent - stalled), "flops_per_second": flops}
+        means |= self._pace(rows, waited / self.ranks.world, (spent - stalled) / self.ranks.world)
         norm = self.model.get_global_grad_norm()
         if norm is not None:
             means["gradient_norm"] = float(norm)
-        if self.peak:
-            means["mfu"] = flops / (self.peak * self.ranks.world)
         self._record(means)
         self.sums, self.rows, self.ids, self.clock = {}, 0, 0, Clock(time.monotonic())
+
+    def _pace(self, rows: float, waited: float, working: float) -> Metrics:
+        """Of the last windows together: one of a fast training may be a single step, with the start of an epoch in it or not.
+
+        rows: of all ranks in this window. waited, working: seconds, without checkpoints and evaluations.
+        """
+        self.pace = [*self.pace[-RECENT + 1 :], (rows, waited, max(1e-9, working))]
+        rows, waited, working = (sum(values) for values in zip(*self.pace, strict=True))
+        flops = self.task.train_flops * rows / working
+        told = {"rows_per_second": rows / working, "data_wait_share": waited / working, "flops_per_second": flops}
+        return told | ({"mfu": flops / (self.peak * self.ranks.world)} if self.peak else {})
 
     def _check(self, loss: float, broken: bool) -> None:
         """Raises Mistake, on every rank, when the loss or a gradient is not finite, or the loss so many times its recent median."""

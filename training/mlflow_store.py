@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,9 +138,15 @@ def find_aliases(client: MlflowClient, model: str) -> dict[str, int]:
     return {alias: int(version) for alias, version in client.get_registered_model(model).aliases.items()}
 
 
-def promotion_command(settings: Mlflow, model: str, version: str) -> str:
-    """The shell command that makes a version the champion if it is better; FILE is any config, its store is overridden."""
-    return f"python -m training.promote {model} {version} --config FILE --set mlflow.tracking_uri={settings.tracking_uri}"
+def promotion_command(model: str, version: str) -> str:
+    """The shell command that makes a version the champion if it is better, with the config that this command was given."""
+    given = [*sys.argv, "--config", "FILE"]
+    overrides = [
+        f" --set {value}"
+        for flag, value in pairwise(given)
+        if flag == "--set" and value.startswith("mlflow.") and "arm" not in value and "comparison" not in value
+    ]
+    return f"python -m training.promote {model} {version} --config {given[given.index('--config') + 1]}{''.join(overrides)}"
 
 
 def join(client: MlflowClient, settings: Mlflow, run: str) -> None:

@@ -44,7 +44,7 @@ class Figures:
         value, low, high = self.difference
         return (
             f"{self.metric} {self.version:.4f} against the champion's {self.champion:.4f} on {self.images} images, {self.rows} rows: "
-            f"better by {value:.4f} [{low:.4f}, {high:.4f}]"
+            f"{'better' if value > 0 else 'worse'} by {abs(value):.4f} (interval of the gain [{low:.4f}, {high:.4f}])"
         )
 
 

@@ -3,8 +3,9 @@
     python -m training.print_plan demo/exports/labels-0123456789ab --config conf/demo.yaml --trainer train_scorer --epoch 2
 
 Columns, split by tabs: step, rank, micro-batch, file, row in the file, weight (0: a copy that fills up the last step). Steps count from
-`--start`, the row at which a training goes on. The order is a function of manifest, bucket, seed and epoch; the section's ranks and micro_batch only
-cut it. Nothing is read but the manifest, and the column by which rows stay together, where the trainer names one.
+`--start`, the row at which a training goes on. The order is a function of manifest, bucket, seed and epoch; the section's ranks and
+micro_batch only cut it: `cut -f1,4,5 | sort` is the same for any number of ranks. Nothing is read but the manifest,
+and the column by which rows stay together, where the trainer names one.
 """
 
 from __future__ import annotations

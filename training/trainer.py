@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from argparse import SUPPRESS
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ class Training:
     def folder(self) -> Path:
         return Path(self.settings.training.root).absolute() / f"{self.wanted.model}-{self.digest}"
 
+    @property
+    def title(self) -> str:
+        """The name of its run: one of a comparison is told by arm and seed."""
+        arm = self.settings.mlflow.arm
+        return f"{arm}, seed {self.wanted.seed}" if arm else f"{self.trainer.NAME}, seed {self.wanted.seed}, {self.digest}"
+
     def say(self, line: str) -> None:
         print(f"{self.trainer.NAME}: {line}", flush=True)
 
@@ -190,12 +197,13 @@ def train(training: Training, ranks: engine.Ranks) -> int:
     _describe(training)
     record = tracker.Record(folder, settings.mlflow)
     params = wanted.model_dump() | {"export": export.manifest.export, "manifest_sha256": export.sha256}
-    record.open(f"{training.trainer.NAME} {export.manifest.export}", params, export, {tracker.TRAINING: training.digest})
+    training.say(f"training {training.digest}, in {folder}")
+    record.open(training.title, params, export, {tracker.TRAINING: training.digest})
     try:
         outcome = loop.run(task, wanted, folder, ranks, record)
         tags = _write_result(training, task, outcome)
     except BaseException as error:
-        record.note("ended_by", f"{type(error).__name__}: {error}"[:500])
+        record.note("last_failure", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {type(error).__name__}: {error}"[:500])
         record.close("FAILED")
         raise
     record.artifacts(folder / RESULT)
@@ -242,7 +250,7 @@ def _settle(training: Training, delivery: tracker.Delivery) -> int:
     say(f"registered {model} version {delivery.version}" + (f" as {delivery.alias}" if delivery.alias else ""))
     if delivery.alias == tracker.CANDIDATE:
         assert delivery.version is not None
-        say(f"to make it the champion, if it is better: {tracker.promotion_command(training.settings.mlflow, model, delivery.version)}")
+        say(f"to make it the champion, if it is better: {tracker.promotion_command(model, delivery.version)}")
     return 0
 
 

@@ -110,7 +110,7 @@ def test_models_with_losses_are_compared_by_the_mean_loss_of_an_image_where_smal
     add_version(store, "losses", {"held_out_losses.parquet": lose(0.7)}, tmp_path)
     add_version(store, "losses", {"held_out_losses.parquet": lose(0.4)}, tmp_path)
     assert call(store, monkeypatch, "losses", "2") == 1
-    assert "better by -0.2000" in capsys.readouterr().out
+    assert "worse by 0.2000 (interval of the gain [-0." in capsys.readouterr().out
     assert call(store, monkeypatch, "losses", "3", "--metric", "held_out_loss") == 0
     assert aliases(store, "losses") == {"champion": 3}
 
