@@ -27,7 +27,7 @@ lint: env ## ruff, mypy and the import contracts
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports
 
-bench: java env jars weights ## the published ratios: embed against a bare loop, memory, cost an image, the empty run
+bench: java env jars weights ## the published ratios: embed and feed against bare loops, a step against DDP, memory, the empty run (an hour)
 	@$(PY) -m benchmarks.run
 
 proof: java env jars weights ## the long fault matrices (kill -9 at every moment) and the whole job on S3
