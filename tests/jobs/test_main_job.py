@@ -265,7 +265,7 @@ def test_a_model_tells_the_chain_down_to_the_rows_it_was_made_from(
 
 def test_the_selection_is_exported_with_its_bytes(lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     export_images.run(lake, settings, plan_only=True)
-    assert re.search(r"export-images: \d+ files pending, how long is unknown", capsys.readouterr().out)
+    assert re.search(r"export-images: \d+ files pending; how long is unknown", capsys.readouterr().out)
     export_images.run(lake, settings)
     selected = lake.read("selections").count()
     assert f"export-images: {selected} images in file://" in capsys.readouterr().out
