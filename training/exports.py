@@ -103,7 +103,7 @@ class Export:
             return
         if found.st_size != file.bytes:
             raise Mistake(f"{where} has {found.st_size} bytes, the manifest says {file.bytes}; export again")
-        if not hashed and (digest := _hash(path)) != file.sha256:
+        if not hashed and (digest := hash_file(path)) != file.sha256:
             raise Mistake(f"{where} was changed: its sha256 is {digest}, the manifest says {file.sha256}; export again")
         footer = pq.read_metadata(path)
         columns = {field.name: str(field.type) for field in footer.schema.to_arrow_schema()}
@@ -116,7 +116,8 @@ class Export:
         return f"export {self.root}: {file.file}"
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """-> sha256 of its bytes, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -212,7 +212,7 @@ def batches(plan: Plan, prepare: Prepare | None = None, threads: int = 1) -> Ite
 
 
 def _micro_batches(plan: Plan) -> Iterator[Batch]:
-    for step, rows in enumerate(_steps(plan)):
+    for step, rows in enumerate(_steps(plan, _windows(plan))):
         step_rows = count(rows)
         mine, weight = plan.mine(step_rows)
         for first in range(0, len(mine), plan.micro_batch):
@@ -223,11 +223,11 @@ def _micro_batches(plan: Plan) -> Iterator[Batch]:
             yield Batch(taken, taken["image_id"], weight[part], step, step_rows, part.stop == len(mine))
 
 
-def _steps(plan: Plan) -> Iterator[Rows]:
-    """The rows of one step after another, all ranks' together. Only a step that lies in two windows is copied."""
+def _steps(plan: Plan, windows: Iterator[Rows]) -> Iterator[Rows]:
+    """Windows in order -> the rows of one step after another, all ranks' together. Only a step that lies in two windows is copied."""
     size = plan.rows_per_step
     rest: list[Rows] = []
-    for window in _windows(plan):
+    for window in windows:
         held = sum(count(part) for part in rest)
         first = min(size - held, count(window)) if rest else 0
         if rest:
@@ -267,23 +267,19 @@ def _windows(plan: Plan) -> Iterator[Rows]:
 
 
 def places(plan: Plan) -> Iterator[Places]:
-    """The same order without its data (only `together` is read): where each row of one step after another lies, all ranks' together."""
+    """The same order without its data (only `together` is read): where the rows of one step after another lie, all ranks' together."""
+    return (Places(**rows) for rows in _steps(plan, _windows_of_places(plan)))
+
+
+def _windows_of_places(plan: Plan) -> Iterator[Rows]:
     files = plan.export.files(plan.bucket)
-    rest = Places(np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp))
     for number, window, skip in plan.ahead():
         sizes = [files[one].rows for one in window]
         groups = None
         if plan.together:
             groups = np.concatenate([read(plan.export, files[one], (plan.together,))[plan.together] for one in window])
         order = plan.order(number, sum(sizes), groups)[skip:]
-        file, row = np.repeat(window, sizes)[order], np.concatenate([np.arange(size) for size in sizes])[order]
-        rest = Places(np.concatenate([rest.file, file]), np.concatenate([rest.row, row]))
-        ready = len(rest.file) // plan.rows_per_step * plan.rows_per_step
-        for first in range(0, ready, plan.rows_per_step):
-            yield Places(*(part[first : first + plan.rows_per_step] for part in rest))
-        rest = Places(*(part[ready:] for part in rest))
-    if len(rest.file):
-        yield rest
+        yield {"file": np.repeat(window, sizes)[order], "row": np.concatenate([np.arange(size) for size in sizes])[order]}
 
 
 def count(rows: Rows) -> int:

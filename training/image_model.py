@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conf.settings import Mistake, TrainDiffusion
+from training.exports import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +125,7 @@ def fingerprint(folder: str) -> str:
     """A pretrained folder -> sha256 over the names and bytes of its parts' files: weights are named by what they are, not where they lie."""
     whole = hashlib.sha256()
     for path in sorted(path for part in PARTS for path in (folder_of(folder) / part).rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            whole.update(f"{path.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        whole.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
     return whole.hexdigest()
 
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from conf.settings import Loop, Mistake
-from training import checkpoint, engine, feed, hardware, row_losses
-from training.average import Average, read
+from training import average, checkpoint, engine, feed, hardware, row_losses
+from training.average import Average
 from training.checkpoint import State
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ class _Fit:
         import safetensors.torch
 
         if self.state.best is not None:
-            with engine.swapped(self.model, read(self.model, self.folder / BEST, self.ranks)):
+            with engine.swapped(self.model, average.read(self.model, self.folder / BEST, self.ranks)):
                 self._measure()
             weights = safetensors.torch.load_file(self.folder / BEST) if self.ranks.rank == 0 else {}
         else:
@@ -324,9 +324,7 @@ class _Fit:
         written = [one for one in engine.collect(self.losses.write()) if one]
         failed = "; ".join(written) or checkpoint.save(self.model, self.average, self.state, self.folder, self.settings, self.ranks)
         if failed:
-            self._say(
-                f"NO CHECKPOINT at step {self.state.step}: {failed}. Training goes on; the last one is step {max(self.saved, 0)}. Make room"
-            )
+            self._say(f"NO CHECKPOINT at step {self.state.step}: {failed}. Training goes on; the last one is step {max(self.saved, 0)}")
             return
         self.saved = self.state.step
         self._record({"checkpoint_seconds": time.monotonic() - began})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from contextlib import suppress
@@ -29,6 +30,7 @@ COMPARISON = "studbook.comparison"  # the parent's tag with the comparison's nam
 ARM = "studbook.arm"
 PARENT = "mlflow.parentRunId"
 SQLITE = "sqlite:///"
+STORE = ("mlflow.tracking_uri", "mlflow.experiment")  # the settings that say which store is meant
 
 
 def quiet() -> None:
@@ -141,12 +143,9 @@ def find_aliases(client: MlflowClient, model: str) -> dict[str, int]:
 def promotion_command(model: str, version: str) -> str:
     """The shell command that makes a version the champion if it is better, with the config that this command was given."""
     given = [*sys.argv, "--config", "FILE"]
-    overrides = [
-        f" --set {value}"
-        for flag, value in pairwise(given)
-        if flag == "--set" and value.startswith("mlflow.") and "arm" not in value and "comparison" not in value
-    ]
-    return f"python -m training.promote {model} {version} --config {given[given.index('--config') + 1]}{''.join(overrides)}"
+    chosen = [value for flag, value in pairwise(given) if flag == "--set" and value.partition("=")[0] in STORE]
+    line = ["python", "-m", "training.promote", model, version, "--config", given[given.index("--config") + 1]]
+    return shlex.join([*line, *(part for value in chosen for part in ("--set", value))])
 
 
 def join(client: MlflowClient, settings: Mlflow, run: str) -> None:

@@ -6,12 +6,13 @@ before, and is written before the checkpoint that stands for them; a training th
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from training.exports import hash_file
 
 FOLDER = "row_losses"
 WORST = 3  # images that an error names
@@ -76,8 +77,4 @@ def forget_after(root: Path, step: int) -> None:
 
 def digests(root: Path) -> dict[str, str]:
     """Name -> sha256 of the files of a training."""
-    found: dict[str, str] = {}
-    for path in sorted((root / FOLDER).glob("*.parquet")):
-        with path.open("rb") as stream:
-            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    return {path.name: hash_file(path) for path in sorted((root / FOLDER).glob("*.parquet"))}

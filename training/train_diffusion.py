@@ -21,7 +21,7 @@ from typing import Any
 
 from conf.settings import Settings, digest
 from training import adapters, engine, feed, fit_image_model, image_model, image_model_cost, loop, tracker, trainer
-from training.exports import Export, open_export
+from training.exports import Export, hash_file, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
 from udfs import decode
 
@@ -112,11 +112,7 @@ def describe(settings: Settings, export: Export, files: Mapping[str, str]) -> di
 
 def hash_files(folder: Path) -> dict[str, str]:
     """-> each file below the folder and its sha256."""
-    hashes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            hashes[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def write_losses(path: Path, measured: HeldOut) -> None:

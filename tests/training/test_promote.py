@@ -157,3 +157,10 @@ def test_a_model_without_a_candidate_and_one_that_is_not_registered_are_named(
     mlflow_store.connect(store).delete_registered_model_alias("lonely", "champion")
     assert call(store, monkeypatch, "lonely", "1") == 0
     assert aliases(store, "lonely") == {"champion": 1}
+
+
+def test_the_command_of_a_promotion_names_the_store_that_was_given_and_survives_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["train_scorer", "export", "--config", "my build.yaml", "--set", "mlflow.tracking_uri=sqlite:///charm/comparison.db"]
+    monkeypatch.setattr("sys.argv", [*line, "--set", "mlflow.comparison=rates", "--set", "mlflow.arm=slow", "--set", "train_scorer.seed=2"])
+    told = "python -m training.promote model 3 --config 'my build.yaml' --set mlflow.tracking_uri=sqlite:///charm/comparison.db"
+    assert mlflow_store.promotion_command("model", "3") == told
