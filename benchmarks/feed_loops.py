@@ -31,7 +31,7 @@ import psutil
 from benchmarks.made_exports import KINDS
 from benchmarks.measure import tree_cpu
 from conf.settings import Limits, TrainScorer
-from training import engine, feed
+from training import feed, process_group
 from training.exports import open_export
 from training.fit_scorer import FitScorer
 from training.image_pixels import read_pixels
@@ -60,7 +60,7 @@ def work_on(kind: str, folder: Path) -> Work:
     export = open_export(folder, kind, KINDS[kind], ("train", "held_out"))
     size = MICRO_BATCH[kind]
     if kind == "labels":
-        task = FitScorer(TrainScorer(rows_per_step=size, micro_batch=size), export, engine.Ranks(0, 1))
+        task = FitScorer(TrainScorer(rows_per_step=size, micro_batch=size), export, process_group.Ranks(0, 1))
         return Work(task.plan, task.prepare)
     return Work(feed.Plan(export, "train", 7, 0, size, size, apart="held_out"), _Pixels())
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.made_exports import KINDS, WIDTH
 from conf.settings import Loop, Mlflow
-from training import engine, feed, loop, tracker
+from training import engine, feed, loop, process_group, tracker
 from training.exports import Export, open_export
 from training.fit_scorer import read_vectors
 
@@ -41,11 +41,11 @@ HOW = ("ddp-memory", "ddp-feed", "zero-0", "zero-1", "zero-2", "zero-3", "zero-1
 
 
 class FitVectors:
-    """Task of training.loop: a transformer of 12.6M parameters that reads a vector as 12 tokens and answers the row's value."""
+    """Task of the loop: a transformer of 12.6M parameters that reads a vector as 12 tokens and answers the row's value."""
 
     name, metric, larger_is_better = "benchmark", "none", True
 
-    def __init__(self, settings: Loop, export: Export, ranks: engine.Ranks) -> None:
+    def __init__(self, settings: Loop, export: Export, ranks: process_group.Ranks) -> None:
         self.plan = feed.Plan(export, "train", settings.seed, 0, settings.rows_per_step, settings.micro_batch, *ranks, apart="held_out")
         self.began: list[tuple[float, float]] = []  # time, and CPU time of this rank, when each step's `losses` was called
 
@@ -135,7 +135,7 @@ def by_ddp(how: str, settings: Loop, export: Export) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    ranks = engine.Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    ranks = process_group.Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     task = FitVectors(settings, export, ranks)
     torch.manual_seed(settings.seed)
     model = DistributedDataParallel(task.build(), gradient_as_bucket_view=True, static_graph=True)
@@ -175,8 +175,8 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, help="where the training's files go")
     parser.add_argument("--checkpoint-every", type=int, default=10)
     told = parser.parse_args(given)
-    if not engine.launched():
-        raise SystemExit(engine.launch("benchmarks.step_loops", given, RANKS))
+    if not process_group.launched():
+        raise SystemExit(process_group.launch("benchmarks.step_loops", given, RANKS))
     feed.quiet()
     tracker.quiet()
     settings = settings_of(told.how, told.checkpoint_every)
@@ -185,7 +185,7 @@ def main(given: Sequence[str]) -> None:
     figures = by_ddp(told.how, settings, export) if ddp else by_loop(told.how, settings, export, told.folder)
     if figures:
         told.out.write_text(json.dumps(figures))
-    engine.leave()
+    process_group.leave()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training import engine
+from training import fragments, process_group
 
 NAME = "ema.safetensors"
 
@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, model: Any, decay: float | None) -> None:
         self._model, self._decay = model, decay
-        self._parts = {name: part.clone() for name, part in engine.fragments(model).items()} if decay else {}
+        self._parts = {name: part.clone() for name, part in fragments.of(model).items()} if decay else {}
 
     def update(self, steps: int) -> None:
         """After an optimizer step; `steps`: how many the model has made."""
@@ -29,7 +29,7 @@ class Average:
 
         if self._decay is None or not self._parts:
             return
-        mine = engine.fragments(self._model)
+        mine = fragments.of(self._model)
         torch._foreach_lerp_(
             list(self._parts.values()), [mine[name] for name in self._parts], 1.0 - min(self._decay, (1 + steps) / (10 + steps))
         )
@@ -40,13 +40,13 @@ class Average:
         if self._decay is None:
             yield
             return
-        with engine.swapped(self._model, self._parts):
+        with fragments.swapped(self._model, self._parts):
             yield
 
-    def whole(self, keep: bool) -> engine.Weights:
+    def whole(self, keep: bool) -> fragments.Weights:
         """The average (without one: the weights) as whole fp32 tensors on the CPU, {} unless `keep`. Every rank must call it."""
         with self.applied():
-            return engine.weights(self._model, keep)
+            return fragments.whole(self._model, keep)
 
     def save(self, folder: Path, rank: int) -> str:
         """Every rank must call it -> "" or what failed on this rank. One file, the same whatever the stage and the number of ranks."""
@@ -67,15 +67,15 @@ class Average:
                 return f"{path}: {error}"
         return ""
 
-    def load(self, folder: Path, ranks: engine.Ranks) -> None:
+    def load(self, folder: Path, ranks: process_group.Ranks) -> None:
         """Every rank reads what `save` wrote and keeps its own parts."""
         if self._decay is not None:
             self._parts = read(self._model, folder / NAME, ranks)
 
 
-def read(model: Any, path: Path, ranks: engine.Ranks) -> engine.Weights:
+def read(model: Any, path: Path, ranks: process_group.Ranks) -> fragments.Weights:
     """A file of `write` -> this rank's parts of it, a tensor in memory at a time."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        return engine.cut(model, file.get_tensor, ranks)
+        return fragments.cut(model, file.get_tensor, ranks)

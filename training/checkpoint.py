@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.settings import Loop, Mistake
-from training import engine
+from training import engine, process_group
 from training.average import Average
 
 FOLDER = "checkpoints"
@@ -74,23 +74,23 @@ def complete(root: Path) -> list[Path]:
     return sorted(path for path in (root / FOLDER).glob("step-????????") if (path / "state.json").is_file())
 
 
-def load(model: Any, average: Average, found: Found, ranks: engine.Ranks) -> None:
+def load(model: Any, average: Average, found: Found, ranks: process_group.Ranks) -> None:
     """A checkpoint -> into the engine and its average. Every rank must call it."""
     universal = needs_universal(found, ranks, model.zero_optimization_stage())
     if universal and ranks.rank == 0:
         engine.make_universal(found.folder)
     elif universal:
         engine.await_universal(found.folder)
-    engine.barrier()
+    process_group.barrier()
     engine.load(model, found.folder, universal)
     average.load(found.folder, ranks)
 
 
-def needs_universal(found: Found | None, ranks: engine.Ranks, stage: int) -> bool:
+def needs_universal(found: Found | None, ranks: process_group.Ranks, stage: int) -> bool:
     return found is not None and stage > 0 and found.world != ranks.world
 
 
-def save(model: Any, average: Average, state: State, root: Path, settings: Loop, ranks: engine.Ranks) -> str:
+def save(model: Any, average: Average, state: State, root: Path, settings: Loop, ranks: process_group.Ranks) -> str:
     """Writes a checkpoint and lets old ones go -> "" or why there is none, the same on every rank. Every rank must call it."""
     folder = root / FOLDER / f"step-{state.step:08d}"
     part = folder.with_suffix(".part")
@@ -167,4 +167,4 @@ def _sync(folder: Path) -> None:
 
 def _agree(failure: str) -> str:
     """What failed on any rank, known to all of them."""
-    return "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(engine.collect(failure)) if one)
+    return "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(process_group.collect(failure)) if one)

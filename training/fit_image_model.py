@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.settings import Limits, TrainDiffusion
-from training import adapters, captions, engine, feed, flow_matching, image_model
+from training import adapters, captions, feed, flow_matching, image_model, process_group
 from training.exports import Export
 from training.image_model_cost import forward_flops
 from training.image_pixels import read_pixels
@@ -40,13 +40,13 @@ class HeldOut(NamedTuple):
 
 
 class FitImageModel:
-    """Task of training.loop. `ranks`: where this process stands; every rank makes one."""
+    """Task of the loop (training/task.py). `ranks`: where this process stands; every rank makes one."""
 
     name = "train diffusion"
     metric = METRIC
     larger_is_better = False
 
-    def __init__(self, settings: TrainDiffusion, export: Export, limits: Limits, ranks: engine.Ranks) -> None:
+    def __init__(self, settings: TrainDiffusion, export: Export, limits: Limits, ranks: process_group.Ranks) -> None:
         self.settings, self.export, self.ranks = settings, export, ranks
         self.limits = limits.model_dump()
         self.frozen = image_model.load_frozen(settings)
@@ -96,7 +96,7 @@ class FitImageModel:
 
     def evaluate(self, model: Any) -> dict[str, float]:
         share = self.held_out_share(model)
-        table = np.array(engine.total(share.ravel().tolist(), self.device)).reshape(share.shape)
+        table = np.array(process_group.total(share.ravel().tolist(), self.device)).reshape(share.shape)
         self.measured = HeldOut(self._rows_held_out()["image_id"], table.mean(1), table)
         return {METRIC: float(table.mean()), **dict(zip(TIME_MEANS, table.mean(0).tolist(), strict=True))}
 
@@ -162,7 +162,7 @@ class FitImageModel:
         return self._held_out
 
 
-def plan_rows(settings: TrainDiffusion, export: Export, ranks: engine.Ranks) -> feed.Plan:
+def plan_rows(settings: TrainDiffusion, export: Export, ranks: process_group.Ranks) -> feed.Plan:
     """The rows of the first epoch."""
     cut = (settings.rows_per_step, settings.micro_batch, ranks.rank, ranks.world)
     return feed.Plan(export, TRAIN, settings.seed, 0, *cut, apart=HELD_OUT)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.settings import Mistake, TrainScorer
-from training import engine, evaluate_scorer, feed
+from training import evaluate_scorer, feed, process_group
 from training.exports import Export
 from udfs import score_head
 
@@ -25,13 +25,13 @@ METRIC = "held_out_srcc"
 
 
 class FitScorer:
-    """Task of training.loop. `ranks`: where this process stands; every rank makes one."""
+    """Task of the loop (training/task.py). `ranks`: where this process stands; every rank makes one."""
 
     name = "train scorer"
     metric = METRIC
     larger_is_better = True
 
-    def __init__(self, settings: TrainScorer, export: Export, ranks: engine.Ranks) -> None:
+    def __init__(self, settings: TrainScorer, export: Export, ranks: process_group.Ranks) -> None:
         self.settings, self.width = settings, int(export.manifest.encoder["width"])
         self.plan = plan_rows(settings, export, ranks)
         self._held_out: tuple[torch.Tensor, npt.NDArray[Any]] | None = None
@@ -69,7 +69,7 @@ class FitScorer:
         return {METRIC: evaluate_scorer.correlate(predict(model, vectors).cpu().numpy(), values)}
 
 
-def plan_rows(settings: TrainScorer, export: Export, ranks: engine.Ranks) -> feed.Plan:
+def plan_rows(settings: TrainScorer, export: Export, ranks: process_group.Ranks) -> feed.Plan:
     """The rows of the first epoch; an image's views stay together, so that they meet in a micro-batch and are ranked."""
     cut = (settings.rows_per_step, settings.micro_batch, ranks.rank, ranks.world)
     return feed.Plan(export, TRAIN, settings.seed, 0, *cut, together="image_id", apart=HELD_OUT)

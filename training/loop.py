@@ -17,16 +17,19 @@ import hashlib
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from conf.settings import Loop, Mistake
-from training import average, checkpoint, engine, feed, hardware, row_losses
+from training import average, checkpoint, engine, feed, fragments, process_group, row_losses
 from training.average import Average
 from training.checkpoint import State
+from training.progress import Progress
+from training.task import Task
+from training.window import Metrics, Window
 
 if TYPE_CHECKING:
     import torch
@@ -38,72 +41,31 @@ CALM = 5  # windows before an explosion can be told
 RECENT = 20  # windows whose median it is told by
 BEST = "best.safetensors"
 
-Metrics = dict[str, float]
-Tensors = dict[str, "torch.Tensor"]
-
-
-class Task(Protocol):
-    """What a trainer brings. Every rank makes one."""
-
-    name: str  # the start of its lines
-    plan: feed.Plan  # of this rank: epoch 0 from its first row
-    metric: str  # of `evaluate`, by which `patience` and the best weights go
-    larger_is_better: bool
-
-    @property
-    def train_flops(self) -> float:
-        """Of one row, forward and backward through the model, without what is computed twice to save memory: the count that MFU goes by."""
-
-    def build(self) -> torch.nn.Module:
-        """The module, with the same weights on every rank (torch's random state is set); what is trained requires a gradient."""
-
-    def start(self, device: torch.device) -> None:
-        """What is not trained goes to the device."""
-
-    def prepare(self, rows: feed.Rows, epoch: int) -> feed.Arrays:
-        """A micro-batch's columns -> arrays, in the feed's threads. An array `weight` [n] weighs the rows."""
-
-    def losses(self, model: Any, inputs: Tensors) -> Tensors:
-        """On the device: `loss` float32 [n] without row weights, and other parts [n] by name. inputs["weight"] is 0 for rows that only fill up."""
-
-    def evaluate(self, model: Any) -> Metrics:
-        """On every rank, without gradients, with the averaged weights where there are; the same metrics on each. {}: nothing to measure."""
-
 
 class Outcome(NamedTuple):
     """`weights`: what is exported, whole fp32 tensors by name on rank 0, {} elsewhere. `metrics`: the evaluation of these weights."""
 
-    weights: engine.Weights
+    weights: fragments.Weights
     state: State
     metrics: Metrics
 
 
-@dataclass
-class Clock:
-    """Seconds since the last window: waiting for data, stalled by checkpoints and evaluations, all."""
-
-    began: float
-    waited: float = 0.0
-    stalled: float = 0.0
-
-
-def run(task: Task, settings: Loop, folder: Path, ranks: engine.Ranks, record: Record | None) -> Outcome:
+def run(task: Task, settings: Loop, folder: Path, ranks: process_group.Ranks, record: Record | None) -> Outcome:
     """Every rank calls it, with `record` on rank 0. Goes on from the folder's newest checkpoint. Raises Mistake when the loss is lost."""
     return _Fit(task, settings, folder, ranks, record).run()
 
 
 class _Fit:
-    def __init__(self, task: Task, settings: Loop, folder: Path, ranks: engine.Ranks, record: Record | None) -> None:
+    def __init__(self, task: Task, settings: Loop, folder: Path, ranks: process_group.Ranks, record: Record | None) -> None:
         import torch
 
         self.task, self.settings, self.folder, self.ranks, self.record = task, settings, folder, ranks, record
         self.steps = settings.epochs * task.plan.steps
         self.looks = {round(self.steps * (one + 1) / settings.evaluations) for one in range(settings.evaluations)}
-        self.window = max(1, min(WINDOW, self.steps // WINDOWS))
+        self.every = max(1, min(WINDOW, self.steps // WINDOWS))
         self.micro_batches = engine.micro_batches(settings, ranks.world)
         self.metrics: Metrics = {}
         self.measured = -1  # the step of `metrics`
-        self.ids = self.rows = 0
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
         found = checkpoint.latest(folder, settings)
@@ -120,13 +82,10 @@ class _Fit:
         if ranks.rank == 0:
             row_losses.forget_after(folder, self.state.step)
             checkpoint.sweep(folder)
-        engine.barrier()
+        process_group.barrier()
         self.losses = row_losses.RowLosses(folder, ranks.rank)
         self.skipped = engine.skipped(self.model)
-        self.sums: dict[str, Any] = {}
-        self.clock = Clock(time.monotonic())
-        self.pace: list[tuple[float, float, float]] = []
-        self.peak = hardware.peak_flops(self.model.device, settings.precision)
+        self.window = Window(task.train_flops, ranks, self.model.device, settings.precision)
         self.progress = Progress(task.name, settings, self.steps, self.state.step)
         task.start(self.model.device)
 
@@ -155,7 +114,7 @@ class _Fit:
         while True:
             began = time.monotonic()
             batch = next(batches, None)
-            self.clock.waited += time.monotonic() - began
+            self.window.waited += time.monotonic() - began
             if batch is None:
                 return
             yield batch
@@ -175,7 +134,8 @@ class _Fit:
         weighted = (losses["loss"] * inputs["weight"]).sum()
         self.model.backward(weighted * (self.ranks.world * self.micro_batches / batch.step_rows))
         self.model.step()
-        self._count(batch, losses, weighted, real)
+        self.window.add(batch, {"loss": weighted} | {name: (part * real).sum() for name, part in losses.items() if name != "loss"})
+        self.losses.add(batch.image_id, self.state.epoch, self.state.step + 1, losses["loss"], batch.weight > 0)
 
     def _to_device(self, array: Any) -> torch.Tensor:
         import torch
@@ -183,63 +143,34 @@ class _Fit:
         tensor, device = torch.from_numpy(array), self.model.device
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    def _count(self, batch: feed.Batch, losses: Tensors, weighted: torch.Tensor, real: torch.Tensor) -> None:
-        parts = {"loss": weighted} | {name: (part * real).sum() for name, part in losses.items() if name != "loss"}
-        for name, part in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + part.detach().double()
-        kept = batch.weight > 0
-        self.rows += int(kept.sum())
-        self.ids += feed.id_sum(batch.image_id[kept])
-        self.losses.add(batch.image_id, self.state.epoch, self.state.step + 1, losses["loss"], kept)
-
     def _end_step(self, plan: feed.Plan, step_rows: int) -> None:
         self.state = replace(self.state, step=self.state.step + 1, start=self.state.start + step_rows)
         step = self.state.step
         self.average.update(step)
         look = step in self.looks
         due = look or step % self.settings.checkpoint_every == 0
-        if due or step % self.window == 0 or self.state.start == plan.rows:
+        if due or step % self.every == 0 or self.state.start == plan.rows:
             self._close_window()
         began = time.monotonic()
         if look:
             self._look()
         if due:
             self._save()
-        self.clock.stalled += time.monotonic() - began
+        self.window.stalled += time.monotonic() - began
         self.progress(step, self.state, self.ranks.rank)
 
     def _close_window(self) -> None:
         """Sums over the ranks -> metrics, and whether the loss is still one."""
-        names = sorted(self.sums)
-        elapsed = time.monotonic() - self.clock.began
-        told = [float(self.sums[name]) for name in names]
-        spoilt = float(self.settings.zero_stage == 0 and engine.spoilt(self.model))  # the other stages leave the step out
-        totals = engine.total([*told, self.rows, self.clock.waited, self.clock.stalled, elapsed, spoilt], self.model.device)
-        (ids,) = engine.total_modulo([self.ids % 2**64], self.model.device)
-        rows, waited, stalled, spent, spoilt = totals[len(names) :]
-        self.state = replace(self.state, seen_rows=self.state.seen_rows + round(rows), seen_ids=(self.state.seen_ids + ids) % 2**64)
-        means = {name: value / max(1.0, rows) for name, value in zip(names, totals, strict=False)}
+        spoilt = self.settings.zero_stage == 0 and fragments.spoilt(self.model)  # the other stages leave such a step out
+        totals = self.window.close(spoilt)
         self.losses.settle()
-        self._check(means["loss"], spoilt > 0 or engine.skipped(self.model) > self.skipped)
-        self.state = replace(self.state, recent=[*self.state.recent[-RECENT + 1 :], means["loss"]])
-        means |= {"epoch": self.state.epoch + self.state.start / self.task.plan.rows, "learning_rate": float(self.model.get_lr()[0])}
-        means |= self._pace(rows, waited / self.ranks.world, (spent - stalled) / self.ranks.world)
+        self._check(totals.means["loss"], totals.spoilt or engine.skipped(self.model) > self.skipped)
+        seen_rows, seen_ids = self.state.seen_rows + totals.rows, (self.state.seen_ids + totals.ids) % 2**64
+        recent = [*self.state.recent[-RECENT + 1 :], totals.means["loss"]]
+        self.state = replace(self.state, seen_rows=seen_rows, seen_ids=seen_ids, recent=recent)
+        means = {"epoch": self.state.epoch + self.state.start / self.task.plan.rows, "learning_rate": float(self.model.get_lr()[0])}
         norm = self.model.get_global_grad_norm()
-        if norm is not None:
-            means["gradient_norm"] = float(norm)
-        self._record(means)
-        self.sums, self.rows, self.ids, self.clock = {}, 0, 0, Clock(time.monotonic())
-
-    def _pace(self, rows: float, waited: float, working: float) -> Metrics:
-        """Of the last windows together: one of a fast training may be a single step, with the start of an epoch in it or not.
-
-        rows: of all ranks in this window. waited, working: seconds, without checkpoints and evaluations.
-        """
-        self.pace = [*self.pace[-RECENT + 1 :], (rows, waited, max(1e-9, working))]
-        rows, waited, working = (sum(values) for values in zip(*self.pace, strict=True))
-        flops = self.task.train_flops * rows / working
-        told = {"rows_per_second": rows / working, "data_wait_share": waited / working, "flops_per_second": flops}
-        return told | ({"mfu": flops / (self.peak * self.ranks.world)} if self.peak else {})
+        self._record(totals.means | means | ({} if norm is None else {"gradient_norm": float(norm)}))
 
     def _check(self, loss: float, broken: bool) -> None:
         """Raises Mistake, on every rank, when the loss or a gradient is not finite, or the loss so many times its recent median."""
@@ -247,7 +178,7 @@ class _Fit:
         if np.isfinite(loss) and not broken and loss <= self.settings.explosion * usual:
             return
         worst: dict[str, float] = {}
-        for value, image_id in sorted((one for rank in engine.collect(self.losses.worst()) for one in rank), reverse=True):
+        for value, image_id in sorted((one for rank in process_group.collect(self.losses.worst()) for one in rank), reverse=True):
             worst.setdefault(image_id, value)
         named = ", ".join(f"{image_id} ({value:.4g})" for image_id, value in list(worst.items())[: row_losses.WORST])
         if not np.isfinite(loss):
@@ -257,7 +188,7 @@ class _Fit:
         else:
             found = f"the loss exploded: {loss:.4g}, more than explosion ({self.settings.explosion:g}) times its median of {usual:.4g}"
         raise Mistake(
-            f"{found}, in the {self.window} steps up to {self.state.step}. Images with the largest loss since the last checkpoint: {named}. Nothing was "
+            f"{found}, in the {self.every} steps up to {self.state.step}. Images with the largest loss since the last checkpoint: {named}. Nothing was "
             f"saved of this state: the last checkpoint is step {max(self.saved, 0)}. Look at these images and export without them; or lower "
             f"learning_rate ({self.settings.learning_rate:g}) or clip_norm, or raise warm_up, which is another training from the start; "
             f"`explosion` may be raised and the same training go on"
@@ -297,19 +228,19 @@ class _Fit:
             metrics = self.task.evaluate(self.model)
         self.model.train()
         # rank 0's on every rank: they decide what is done together, and may differ in their last bit
-        self.metrics, self.measured = engine.collect(metrics)[0], self.state.step
+        self.metrics, self.measured = process_group.collect(metrics)[0], self.state.step
 
     def _keep_best(self) -> str:
         """-> "" or what failed, the same on every rank."""
         failed = self.average.write(self.folder / BEST, self.ranks.rank)
-        return "; ".join(one for one in engine.collect(failed) if one)
+        return "; ".join(one for one in process_group.collect(failed) if one)
 
-    def _finish(self) -> engine.Weights:
+    def _finish(self) -> fragments.Weights:
         """What is exported, and its metrics: the best with patience, else the last; averaged where there is an average."""
         import safetensors.torch
 
         if self.state.best is not None:
-            with engine.swapped(self.model, average.read(self.model, self.folder / BEST, self.ranks)):
+            with fragments.swapped(self.model, average.read(self.model, self.folder / BEST, self.ranks)):
                 self._measure()
             weights = safetensors.torch.load_file(self.folder / BEST) if self.ranks.rank == 0 else {}
         else:
@@ -321,7 +252,7 @@ class _Fit:
 
     def _save(self) -> None:
         began = time.monotonic()
-        written = [one for one in engine.collect(self.losses.write()) if one]
+        written = [one for one in process_group.collect(self.losses.write()) if one]
         failed = "; ".join(written) or checkpoint.save(self.model, self.average, self.state, self.folder, self.settings, self.ranks)
         if failed:
             self._say(f"NO CHECKPOINT at step {self.state.step}: {failed}. Training goes on; the last one is step {max(self.saved, 0)}")
@@ -348,27 +279,6 @@ class _Fit:
     def _say(self, line: str) -> None:
         if self.ranks.rank == 0:
             print(f"{self.task.name}: {line}", flush=True)
-
-
-class Progress:
-    """A line every `say_every` seconds and at the end: where it stands, rows a second, loss, time left."""
-
-    def __init__(self, name: str, settings: Loop, steps: int, first: int) -> None:
-        self._name, self._settings, self._steps, self._first = name, settings, steps, first
-        self._began = self._said = time.monotonic()
-
-    def __call__(self, step: int, state: State, rank: int) -> None:
-        now = time.monotonic()
-        if rank > 0 or (now - self._said < self._settings.say_every and step < self._steps):
-            return
-        self._said, spent = now, now - self._began
-        rate = (step - self._first) / spent
-        loss = f", loss {state.recent[-1]:.4f}" if state.recent else ""
-        print(
-            f"{self._name}: step {step}/{self._steps}, epoch {state.epoch + 1}/{self._settings.epochs}, "
-            f"{rate * self._settings.rows_per_step:.0f} rows/s{loss}, {(self._steps - step) / rate:.0f} s left",
-            flush=True,
-        )
 
 
 def _stream(*what: int) -> int:

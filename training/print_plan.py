@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from conf.settings import Loop, Mistake, Settings, command_line, stop
-from training import engine, feed
+from training import feed, process_group
 from training.exports import open_export
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def main() -> None:
     try:
         wanted = section(settings, told.trainer)
         export = open_export(told.export, None, None, (), settings)
-        plan = import_module(f"training.{told.trainer}").plan_rows(settings, export, engine.Ranks(0, wanted.ranks))
+        plan = import_module(f"training.{told.trainer}").plan_rows(settings, export, process_group.Ranks(0, wanted.ranks))
         if not 0 <= told.start <= plan.rows:
             raise Mistake(f"--start: given {told.start}, the bucket {plan.bucket} has {plan.rows} rows")
         for rank in range(wanted.ranks) if told.rank is None else [told.rank]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.settings import Settings, digest
-from training import adapters, engine, feed, fit_image_model, image_model, image_model_cost, loop, tracker, trainer
+from training import adapters, feed, fit_image_model, image_model, image_model_cost, loop, process_group, tracker, trainer
 from training.exports import Export, hash_file, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
 from udfs import decode
@@ -55,11 +55,11 @@ def tell_plan(settings: Settings, export: Export) -> None:
         say(line)
 
 
-def plan_rows(settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+def plan_rows(settings: Settings, export: Export, ranks: process_group.Ranks) -> feed.Plan:
     return fit_image_model.plan_rows(settings.train_diffusion, export, ranks)
 
 
-def make_task(settings: Settings, export: Export, ranks: engine.Ranks) -> FitImageModel:
+def make_task(settings: Settings, export: Export, ranks: process_group.Ranks) -> FitImageModel:
     if ranks.rank == 0:
         say(f"starts from {image_model.describe(settings.train_diffusion)}")
     return FitImageModel(settings.train_diffusion, export, settings.limits, ranks)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.settings import Mistake, Settings, digest
-from training import engine, evaluate_scorer, feed, fit_scorer, loop, tracker, trainer
+from training import evaluate_scorer, feed, fit_scorer, fragments, loop, process_group, tracker, trainer
 from training.baselines import STATISTICS, score_baselines
 from training.draw_evaluation import draw
 from training.exports import Export, open_export
@@ -56,11 +56,11 @@ def tell_plan(settings: Settings, export: Export) -> None:
     )
 
 
-def plan_rows(settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+def plan_rows(settings: Settings, export: Export, ranks: process_group.Ranks) -> feed.Plan:
     return fit_scorer.plan_rows(settings.train_scorer, export, ranks)
 
 
-def make_task(settings: Settings, export: Export, ranks: engine.Ranks) -> FitScorer:
+def make_task(settings: Settings, export: Export, ranks: process_group.Ranks) -> FitScorer:
     return FitScorer(settings.train_scorer, export, ranks)
 
 
@@ -81,7 +81,7 @@ def write_result(folder: Path, settings: Settings, export: Export, task: FitScor
     return version_tags(settings, export, head, evaluation)
 
 
-def pack(weights: engine.Weights) -> bytes:
+def pack(weights: fragments.Weights) -> bytes:
     """fp32 weights -> the safetensors bytes that are registered; equal weights give equal bytes."""
     import safetensors.torch
 

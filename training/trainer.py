@@ -25,8 +25,9 @@ from typing import Any, Protocol
 import yaml
 
 from conf.settings import Loop, Mistake, Settings, command_line
-from training import checkpoint, engine, feed, loop, row_losses, tracker
+from training import checkpoint, engine, feed, loop, process_group, row_losses, tracker
 from training.exports import Export
+from training.task import Task
 
 RESULT, FINISHED, ABOUT = "result", "finished.json", "training.json"
 # what `deepspeed` and Spark's distributor add to a trainer's command line
@@ -55,10 +56,10 @@ class Trainer(Protocol):
     def tell_plan(self, settings: Settings, export: Export) -> None:
         """Prints what is pending."""
 
-    def plan_rows(self, settings: Settings, export: Export, ranks: engine.Ranks) -> feed.Plan:
+    def plan_rows(self, settings: Settings, export: Export, ranks: process_group.Ranks) -> feed.Plan:
         """The rows of the first epoch, of this rank."""
 
-    def make_task(self, settings: Settings, export: Export, ranks: engine.Ranks) -> loop.Task:
+    def make_task(self, settings: Settings, export: Export, ranks: process_group.Ranks) -> Task:
         """On every rank."""
 
     def write_result(self, folder: Path, settings: Settings, export: Export, task: Any, outcome: loop.Outcome) -> Mapping[str, str]:
@@ -80,14 +81,14 @@ def main(trainer: Trainer, doc: str) -> None:
         status = 2
         print(f"studbook: {error}", file=sys.stderr, flush=True)
     except RuntimeError as error:
-        if not engine.lost(error):
+        if not process_group.lost(error):
             raise
         status = LOST
         print(
             f"{trainer.NAME}: another rank is gone ({str(error).splitlines()[0]}); start again: it goes on from the last checkpoint",
             flush=True,
         )
-    engine.leave(status)
+    process_group.leave(status)
     if status:
         raise SystemExit(status)
 
@@ -123,7 +124,7 @@ class Training:
 def run(trainer: Trainer, settings: Settings, place: str, plan: bool) -> int:
     """-> exit status."""
     export = trainer.open_rows(settings, place)
-    if engine.launched():
+    if process_group.launched():
         return run_rank(trainer, settings, export)
     training = Training(trainer, settings, export, trainer.training_digest(settings, export))
     status = finished(training, plan)
@@ -141,11 +142,11 @@ def run_rank(trainer: Trainer, settings: Settings, export: Export) -> int:
     if ranks.world != wanted.ranks:
         raise Mistake(f"{trainer.SECTION}.ranks: given {wanted.ranks}, but the launcher started {ranks.world} ranks")
     # by one rank: it may hash a whole pretrained model
-    (digest, *_) = engine.collect(trainer.training_digest(settings, export) if ranks.rank == 0 else None)
+    (digest, *_) = process_group.collect(trainer.training_digest(settings, export) if ranks.rank == 0 else None)
     training = Training(trainer, settings, export, digest)
     signal.signal(signal.SIGTERM, lambda *_: _terminated(training))
     # the launcher may start them again after their work is done, as jobs/train_distributed.py does
-    (status, *_) = engine.collect(finished(training, False) if ranks.rank == 0 else None)
+    (status, *_) = process_group.collect(finished(training, False) if ranks.rank == 0 else None)
     if status is None:
         status = train(training, ranks)
     return 0 if status == UNDELIVERED else int(status)
@@ -186,7 +187,7 @@ def finished(training: Training, plan: bool) -> int | None:
     return None
 
 
-def train(training: Training, ranks: engine.Ranks) -> int:
+def train(training: Training, ranks: process_group.Ranks) -> int:
     """The loop on every rank; the record and the result on rank 0."""
     settings, wanted, export, folder = training.settings, training.wanted, training.export, training.folder
     task = training.trainer.make_task(settings, export, ranks)
@@ -256,7 +257,7 @@ def _settle(training: Training, delivery: tracker.Delivery) -> int:
 
 def _launch(training: Training) -> int:
     """Starts the ranks on this machine -> exit status."""
-    status = engine.launch(training.trainer.MODULE, sys.argv[1:], training.wanted.ranks)
+    status = process_group.launch(training.trainer.MODULE, sys.argv[1:], training.wanted.ranks)
     if status != 0:
         raise Mistake(
             f"{training.trainer.NAME}: a rank ended early; what it said stands above. If that is a mistake, mend it. {_where(training.folder)}"
@@ -271,7 +272,7 @@ def _where(folder: Path) -> str:
 
 def _terminated(training: Training) -> None:
     training.say(f"told to end (SIGTERM; a launcher does so when another rank is gone). {_where(training.folder)}")
-    engine.leave(128 + signal.SIGTERM)
+    process_group.leave(128 + signal.SIGTERM)
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import safetensors.torch
 
 from conf.settings import TrainScorer
 from tests.training.conftest import COLUMNS
-from training import engine, feed, loop, tracker
+from training import engine, feed, loop, process_group, tracker
 from training.exports import open_export
 from training.fit_scorer import FitScorer
 
@@ -45,11 +45,11 @@ def main() -> None:
                 shutil.copytree(folders[0] / f"checkpoints/step-{int(keep[0]):08d}", folder / f"checkpoints/step-{int(keep[0]):08d}")
                 for path in (folders[0] / "row_losses").iterdir():
                     shutil.copy(path, folder / "row_losses")
-            engine.barrier()
+            process_group.barrier()
             outcome = loop.run(FitScorer(told, export, ranks), told, folder, ranks, None)
             if ranks.rank == 0:
                 safetensors.torch.save_file(outcome.weights, folder / "weights.safetensors")
-    engine.leave()
+    process_group.leave()
 
 
 if __name__ == "__main__":

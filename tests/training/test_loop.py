@@ -17,13 +17,13 @@ import torch
 
 from conf.settings import Loop
 from tests.training.conftest import COLUMNS, WIDTH, write_export
-from training import checkpoint, engine, feed, loop
+from training import checkpoint, engine, feed, loop, process_group
 from training.exports import Export, open_export
 from training.fit_scorer import read_vectors
 from training.row_losses import FOLDER as ROW_LOSSES
 
 ROWS = 16 * 6
-ALONE = engine.Ranks(0, 1)
+ALONE = process_group.Ranks(0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conf.settings import Mistake, Settings, load
-from training import engine, feed, image_model, loop, tracker, train_diffusion, trainer
+from training import engine, feed, image_model, loop, process_group, tracker, train_diffusion, trainer
 from training.fit_image_model import FitImageModel
 from udfs import image_files
 from udfs.snapshot import id_sum
@@ -67,7 +67,7 @@ def settings_of(*more: str) -> Settings:
     return load(ROOT / "conf/demo.yaml", [f"train_diffusion.{one}" for one in (*SMALL, *more)])
 
 
-def make_task(settings: Settings, place: Path, ranks: engine.Ranks | None = None) -> FitImageModel:
+def make_task(settings: Settings, place: Path, ranks: process_group.Ranks | None = None) -> FitImageModel:
     export = train_diffusion.open_rows(settings, str(place))
     task = FitImageModel(settings.train_diffusion, export, settings.limits, ranks or engine.start("cpu"))
     task.start("cpu")
@@ -135,7 +135,7 @@ def test_the_held_out_losses_are_the_same_at_any_number_of_ranks(task: FitImageM
     passes: list[int] = []
     shares = []
     for rank in range(world):
-        one = make_task(settings_of(f"rows_per_step={4 * world}"), place, engine.Ranks(rank, world))
+        one = make_task(settings_of(f"rows_per_step={4 * world}"), place, process_group.Ranks(rank, world))
         calls: list[int] = []
         with model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1)):
             shares.append(one.held_out_share(model))

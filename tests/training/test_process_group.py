@@ -11,10 +11,10 @@ from tests.training.conftest import ROOT
 LAST_WORDS = """
 import atexit
 atexit.register(print, "finalization had begun")
-from training import engine
+from training import engine, process_group
 engine.start("cpu")
 print("last words", end="")
-engine.leave()
+process_group.leave()
 """
 
 
