@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.made_exports import KINDS, WIDTH
-from conf.settings import Loop, Mlflow
+from conf.loops import Loop
+from conf.settings import Mlflow
 from training import engine, feed, loop, process_group, tracker
 from training.exports import Export, open_export
 from training.fit_scorer import read_vectors

@@ -13,33 +13,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from conf.enrichment import Calibrate, Classify, ClassLabels, Deny, Detector, Embed, Encoder, Flags, Score, Styles
+from conf.loops import TrainClassifier, TrainDiffusion, TrainScorer
+from conf.section import Frozen, Mistake, Name, Positive, Share
 
 HERE = Path(__file__).parent
 Section = TypeVar("Section", bound=BaseModel)
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
-Device = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
-
-
-class Mistake(ValueError):
-    """The user's mistake: the message says what was given, what was expected and what to do; shown without a stack trace."""
-
-
-class Frozen(BaseModel):
-    """A section: no unknown key, no change after loading, no silent type coercion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+Model = TypeVar("Model", Encoder, Detector)
 
 
 class Lake(Frozen):
@@ -134,17 +122,6 @@ class Ingest(Frozen):
         return self
 
 
-class Embed(Frozen):
-    encoders: tuple[str, ...] = Field(min_length=1)  # files in conf/encoders, or paths to such files
-    device: Device
-    precision: Precision = "fp32"
-    batch_size: Positive = 32
-    decode_threads: Positive = 2
-    ahead: Positive = 64  # decoded images that may wait for the model
-    verify_hash: bool = True  # compare the bytes' sha256 with the image's id; False: size and time of the object are enough
-    model_threads: Positive | None = None  # CPU threads of the model in one worker; None: torch's own choice
-
-
 class Label(Frozen):
     rule: Literal["rankiqa"] = "rankiqa"
     images: Positive = 2_000
@@ -204,105 +181,6 @@ class Training(Frozen):
     patience_seconds: Positive = 600  # how long a rank waits for the others before it takes them for lost
 
 
-class Loop(Frozen):
-    """How one model is fitted. What stands in RUN_ONLY says how it is run, on what and how safely, the rest what is trained (`identity`)."""
-
-    RUN_ONLY: ClassVar[frozenset[str]] = frozenset(
-        {"ranks", "checkpointing", "device", "zero_stage", "micro_batch", "feed_threads", "checkpoint_every", "keep", "keep_every"}
-        | {"explosion", "say_every"}
-    )
-
-    model: Name  # in the registry
-    seed: int = 7
-    epochs: Positive
-    rows_per_step: Positive  # of one optimizer step, over all ranks and micro-batches: the same at any world size
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # largest norm of a step's gradient
-    warm_up: Share = 0.05  # share of the steps over which the learning rate rises
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # what it does after that; cosine and linear end at 0
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the weights that are evaluated and exported; None: the last ones
-    evaluations: Positive = 4  # over the whole training, evenly spread, the end among them
-    patience: Positive | None = None  # stop after so many evaluations without a better one
-    explosion: Annotated[float, Field(gt=1)] = 20.0  # stop when the loss is so many times its median of before
-    precision: Precision = "fp32"
-    ranks: Positive = 1
-    device: Device = "cpu"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    micro_batch: Positive  # rows that a rank takes through the model at once
-    feed_threads: Positive = 2
-    checkpoint_every: Positive = 1_000  # steps
-    keep: Positive = 2  # newest checkpoints that stay ...
-    keep_every: Positive | None = None  # ... and those at a multiple of so many steps
-    say_every: Annotated[float, Field(gt=0)] = 3.0  # seconds between two lines of progress
-
-    def identity(self) -> dict[str, Any]:
-        """What is trained, as plain JSON: a training may go on under other settings of RUN_ONLY, and is another one under others of these."""
-        return self.model_dump(mode="json", exclude=set(self.RUN_ONLY))
-
-    @model_validator(mode="after")
-    def _can_be_run(self) -> Loop:
-        if self.rows_per_step % (self.micro_batch * self.ranks):
-            raise ValueError(
-                f"rows_per_step: given {self.rows_per_step}, expected a multiple of micro_batch x ranks = {self.micro_batch} x {self.ranks}"
-            )
-        if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError(
-                "zero_stage 0 with bf16: DeepSpeed keeps no fp32 weights there that can be averaged and exported; set zero_stage 1, which does the same work"
-            )
-        return self
-
-
-class TrainScorer(Loop):
-    RUN_ONLY: ClassVar[frozenset[str]] = Loop.RUN_ONLY - {"micro_batch"}  # a row is ranked against the others of its micro-batch
-
-    model: Name = "aesthetic-scorer"
-    epochs: Positive = 40
-    rows_per_step: Positive = 64
-    micro_batch: Positive = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    ranking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the pairwise hinge beside the squared error
-
-
-class TrainDiffusion(Loop):
-    """An image model of the AuraFlow class. `pretrained` is a local folder in diffusers' layout."""
-
-    class Lora(Frozen):
-        rank: Positive = 16
-        alpha: Positive = 16
-        layers: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # linear layers whose names end so
-
-    model: Name = "image-model"
-    epochs: Positive = 1
-    rows_per_step: Positive = 256
-    micro_batch: Positive = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
-    pretrained: str | None = None  # transformer/, vae/, text_encoder/, tokenizer/; None: the tiny random model, for tests
-    lora: Lora | None = None  # None: all weights of the transformer
-    checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, a third more FLOPs
-    image_size: Positive = 512  # pixels of a side; a multiple of 16, at most 1536
-    text_length: Positive = 768  # tokens, padded to it in training and sampling: padding is attended
-    no_text: Share = 0.1  # share of the rows that are trained without a caption, for guidance
-    captions: dict[
-        str, Annotated[float, Field(gt=0)]
-    ] = {}  # kind of caption -> how often it is taken beside the others; {}: all texts alike
-    times: Literal["uniform", "logit_normal"] = "logit_normal"  # how t is drawn (0 the image, 1 the noise); logit_normal as for AuraFlow
-    time_shift: Annotated[float, Field(gt=0)] = 1.0  # of the t that are drawn; AuraFlow samples with 1.73
-    held_out: Positive = 64  # rows of the bucket held_out for the loss by t
-
-    @model_validator(mode="after")
-    def _picture_is_on_the_grid(self) -> TrainDiffusion:
-        if self.image_size % 16 or self.image_size > 1536:
-            raise ValueError(f"image_size: given {self.image_size}, expected a multiple of 16 up to 1536 (96 x 96 patches of 16 pixels)")
-        return self
-
-
-class Score(Frozen):
-    model: str = "aesthetic-scorer"
-    alias: str = "champion"
-
-
 class Report(Frozen):
     path: str
     images_per_group: Positive = 8
@@ -325,6 +203,13 @@ class Settings(Frozen):
     train_scorer: TrainScorer = TrainScorer()
     train_diffusion: TrainDiffusion = TrainDiffusion()
     score: Score = Score()
+    calibrate: Calibrate = Calibrate()
+    styles: Styles = Styles()
+    label_classes: tuple[ClassLabels, ...] = ()
+    train_classifier: TrainClassifier = TrainClassifier()
+    classify: tuple[Classify, ...] = ()
+    flags: Flags = Flags()
+    deny: Deny = Deny()
     select: Select
     export: Export
     report: Report
@@ -338,30 +223,8 @@ class Settings(Frozen):
     def _encoder_is_embedded(self) -> Settings:
         if self.encoder not in self.embed.encoders:
             raise ValueError(f"encoder: given {self.encoder!r}, expected one of embed.encoders {list(self.embed.encoders)}")
-        return self
-
-
-class Encoder(Frozen):
-    """One image tower, as conf/encoders/NAME.yaml says it."""
-
-    name: str
-    kernel: str  # udfs/tower_<kernel>.py
-    width: Positive  # length of the vector
-    image_size: Positive = 224
-    model: str | None = None  # the library's name of the architecture
-    pretrained: str | None = None  # the library's tag of weights, fetched from its hub
-    weights: str | None = None  # or a local safetensors file ...
-    sha256: str | None = None  # ... and its hash
-
-    @model_validator(mode="after")
-    def _weights_are_pinned(self) -> Encoder:
-        if self.weights is not None and self.sha256 is None:
-            raise ValueError(f"encoder {self.name!r}: weights need their sha256 (`sha256sum {self.weights}`)")
-        if self.weights is not None and self.pretrained is not None:
-            raise ValueError(f"encoder {self.name!r}: give pretrained (hub) or weights (file), not both")
-        if find_spec(f"udfs.tower_{self.kernel}") is None:
-            known = sorted(p.stem.removeprefix("tower_") for p in (HERE.parent / "udfs").glob("tower_*.py"))
-            raise ValueError(f"encoder {self.name!r}: kernel: given {self.kernel!r}, allowed {known}")
+        if self.styles.encoder is not None and self.styles.encoder not in self.embed.encoders:
+            raise ValueError(f"styles.encoder: given {self.styles.encoder!r}, expected one of embed.encoders {list(self.embed.encoders)}")
         return self
 
 
@@ -375,13 +238,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
 
 def load_encoder(name: str) -> Encoder:
     """Name of a file in conf/encoders, or a path -> Encoder. Raises Mistake when there is none."""
-    path = Path(name) if name.endswith(".yaml") else HERE / "encoders" / f"{name}.yaml"
+    return _load_model(Encoder, "encoder", name)
+
+
+def load_detector(name: str) -> Detector:
+    """Name of a file in conf/detectors, or a path -> Detector. Raises Mistake when there is none."""
+    return _load_model(Detector, "detector", name)
+
+
+def _load_model(kind: type[Model], what: str, name: str) -> Model:
+    folder = HERE / f"{what}s"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in (HERE / "encoders").glob("*.yaml"))
-        raise Mistake(f"encoder: given {name!r}, allowed {known} or the path of a .yaml file")
-    encoder = _check(Encoder, _read(path), str(path))
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise Mistake(f"{what}: given {name!r}, allowed {known} or the path of a .yaml file")
+    model = _check(kind, _read(path), str(path))
     # a worker's current folder is its own
-    return encoder if encoder.weights is None else encoder.model_copy(update={"weights": str(Path(encoder.weights).absolute())})
+    files = {key: str(Path(file).absolute()) for key in ("weights", "vocabulary") if (file := getattr(model, key, None)) is not None}
+    return model.model_copy(update=files)
 
 
 def digest(*parts: object) -> str:
@@ -410,6 +284,8 @@ def command_line(
         settings = load(arguments.config, arguments.set)
         for name in settings.embed.encoders:
             load_encoder(name)
+        for name in settings.embed.detectors:
+            load_detector(name)
     except Mistake as error:
         stop(str(error))
     return settings, arguments

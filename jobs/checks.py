@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conf.settings import Mistake, Select, Settings, load_encoder
+from conf.section import Mistake
+from conf.settings import Select, Settings, load_encoder
 from jobs import facts
 from udfs import degrade
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from conf.settings import Mistake, Settings, command_line, stop
+from conf.section import Mistake
+from conf.settings import Settings, command_line, stop
 from jobs import session
 from jobs.checks import check
 from jobs.lake import Lake

@@ -11,7 +11,8 @@ from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, digest, load_encoder
+from conf.section import Mistake
+from conf.settings import Settings, digest, load_encoder
 from jobs import occurrences, rejects
 from jobs.lake import Lake
 from jobs.waves import Projection

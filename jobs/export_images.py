@@ -21,7 +21,8 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import command, embedding, export_selection, occurrences, ordering, progress, rejects, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, load_encoder
+from conf.section import Mistake
+from conf.settings import Settings, load_encoder
 from jobs import command, embedding, label, snapshot
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL, PIXELS

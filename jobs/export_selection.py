@@ -11,7 +11,8 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import command, facts, occurrences, score, select_images, snapshot
 from jobs.lake import Lake
 from jobs.registry import Head

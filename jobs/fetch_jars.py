@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conf.settings import Mistake, stop
+from conf.section import Mistake
+from conf.settings import stop
 
 PINS = Path(__file__).parent.parent / "infra" / "delta-jars.sha256"
 TARGET = Path(".cache/jars")

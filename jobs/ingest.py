@@ -15,7 +15,8 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, Source
+from conf.section import Mistake
+from conf.settings import Settings, Source
 from jobs import command, progress, rejects, waves
 from jobs.lake import Lake, hadoop
 from jobs.tables import TABLES

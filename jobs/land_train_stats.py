@@ -16,7 +16,8 @@ from typing import NamedTuple
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import command, waves
 from jobs.lake import Lake, hadoop
 from jobs.waves import Projection

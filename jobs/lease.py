@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from udfs.opener import to_path
 from udfs.reject import Reject
 

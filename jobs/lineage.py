@@ -17,7 +17,8 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, command_line, stop
+from conf.section import Mistake
+from conf.settings import Settings, command_line, stop
 from jobs import registry, session
 from jobs.lake import Lake
 from jobs.tables import TABLES

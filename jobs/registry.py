@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from conf.settings import Mistake, Mlflow
+from conf.section import Mistake
+from conf.settings import Mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,7 +21,8 @@ from jinja2 import Environment, StrictUndefined
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, digest
+from conf.section import Mistake
+from conf.settings import Settings, digest
 from jobs import command, embedding, facts, funnel, occurrences, score, select_images
 from jobs.lake import Lake
 from jobs.registry import Head

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import (
     command,
     embed,

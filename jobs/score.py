@@ -13,7 +13,8 @@ from functools import partial
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import command, embedding, progress, registry, rejects, waves
 from jobs.lake import Lake
 from jobs.registry import Head

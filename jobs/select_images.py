@@ -12,7 +12,8 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Select, Settings, digest, load_encoder
+from conf.section import Mistake
+from conf.settings import Select, Settings, digest, load_encoder
 from jobs import command, embed, embedding, facts, score, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head

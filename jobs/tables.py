@@ -77,12 +77,23 @@ TABLES: dict[str, Table] = {
             (_ID_CHECK, ("vector_is_fp16", "octet_length(vector) = 2 * width")),
         ),
         Table(
+            # what a detector saw. labels: (name, kind such as `general`, `character`, `rating`, `nsfw`; probability); regions: text with its
+            # probability and the corners of its box, x and y in turn, clockwise from the top left, as shares of width and height
+            "detections",
+            f"{IMAGE_ID}, view STRING NOT NULL, fingerprint STRING NOT NULL, detector STRING NOT NULL, "
+            "labels ARRAY<STRUCT<name: STRING, kind: STRING, p: FLOAT>> NOT NULL, "
+            f"regions ARRAY<STRUCT<text: STRING, p: FLOAT, box: ARRAY<FLOAT>>> NOT NULL, {RUN}",
+            ("image_id", "view", "fingerprint"),
+            (_ID_CHECK,),
+        ),
+        Table(
             # rater: a rule with its version (`rankiqa:1`), or a person
             "labels",
             f"{IMAGE_ID}, view STRING NOT NULL, kind STRING NOT NULL, value FLOAT NOT NULL, rater STRING NOT NULL, "
             f"fingerprint STRING NOT NULL, {RUN}",
             ("image_id", "view", "kind", "rater", "fingerprint"),
             (_ID_CHECK, ("value_in_unit", "value BETWEEN 0 AND 1")),
+            (("class", "STRING"),),  # of a kind that is a choice (`style`, `ai_generated`): its name, and value is 1
         ),
         Table(
             "scores",
@@ -90,6 +101,38 @@ TABLES: dict[str, Table] = {
             f"embedding_fingerprint STRING NOT NULL, raw FLOAT NOT NULL, bin INT NOT NULL, tag STRING NOT NULL, {RUN}",
             ("image_id", "fingerprint"),
             (_ID_CHECK, ("bin_is_a_digit", "bin BETWEEN 0 AND 9"), ("raw_is_a_number", "NOT isnan(raw)")),
+            (("bins", "STRING"),),  # the rule that made the bin: `v7`, or MODEL:VERSION of a calibration; NULL: v7
+        ),
+        Table(
+            # centres: MODEL:VERSION. cluster: the nearest centre where the state is ok, NULL where it is not (policy v7: always a centre)
+            "styles",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, centres STRING NOT NULL, embedding_fingerprint STRING NOT NULL, "
+            "state STRING NOT NULL, cluster INT, tag STRING, nearest INT NOT NULL, distance FLOAT NOT NULL, second FLOAT NOT NULL, "
+            f"margin FLOAT NOT NULL, top ARRAY<STRUCT<cluster: INT, distance: FLOAT>> NOT NULL, {RUN}",
+            ("image_id", "fingerprint"),
+            (_ID_CHECK, ("state_is_known", "state IN ('ok', 'blocked', 'none')"), ("ok_has_a_tag", "(cluster IS NULL) = (tag IS NULL)")),
+        ),
+        Table(
+            # label: the kind of labels that the classifier was trained on; class: the likeliest one, or `other` below the classifier's threshold
+            "classes",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, label STRING NOT NULL, model STRING NOT NULL, model_version STRING NOT NULL, "
+            "embedding_fingerprint STRING NOT NULL, class STRING NOT NULL, p FLOAT NOT NULL, "
+            f"probabilities ARRAY<STRUCT<class: STRING, p: FLOAT>> NOT NULL, {RUN}",
+            ("image_id", "fingerprint"),
+            (_ID_CHECK, ("p_in_unit", "p BETWEEN 0 AND 1")),
+        ),
+        Table(
+            # the evidence of all detectors and classifiers under one set of thresholds; NULL: no model that could say so ran
+            "flags",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, domain STRING, rating STRING, rating_by STRING, tags ARRAY<STRING> NOT NULL, "
+            "ai_generated STRING NOT NULL, ai_evidence ARRAY<STRING> NOT NULL, has_text BOOLEAN, text STRING, text_share FLOAT, "
+            f"watermark FLOAT, versions STRING NOT NULL, {RUN}",
+            ("image_id", "fingerprint"),
+            (
+                _ID_CHECK,
+                ("rating_is_known", "rating IS NULL OR rating IN ('safe', 'questionable', 'explicit')"),
+                ("ai_is_known", "ai_generated IN ('declared', 'detected', 'unknown')"),
+            ),
         ),
         Table(
             "decisions",

@@ -20,7 +20,9 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from conf.settings import Loop, Mistake, Settings, command_line, stop
+from conf.loops import Loop
+from conf.section import Mistake
+from conf.settings import Settings, command_line, stop
 from jobs import session
 
 REGISTERING = 60.0  # seconds that executors may take to register

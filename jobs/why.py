@@ -14,7 +14,8 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, command_line, stop
+from conf.section import Mistake
+from conf.settings import Settings, command_line, stop
 from jobs import registry, session
 from jobs.lake import Lake
 from jobs.tables import TABLES

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.settings import Mistake, TrainDiffusion
+from conf.loops import TrainDiffusion
+from conf.section import Mistake
 
 if TYPE_CHECKING:
     import torch

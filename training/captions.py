@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from conf.settings import Mistake
+from conf.section import Mistake
 
 
 class Caption(NamedTuple):

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conf.settings import Loop, Mistake
+from conf.loops import Loop
+from conf.section import Mistake
 from training import engine, process_group
 from training.average import Average
 

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conf.settings import Mistake, Name, Settings, load, stop
+from conf.section import Mistake, Name
+from conf.settings import Settings, load, stop
 from training import mlflow_store
 from training.draw_comparison import draw
 from training.exports import Export, open_export

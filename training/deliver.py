@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conf.settings import Mistake, command_line, stop
+from conf.section import Mistake
+from conf.settings import command_line, stop
 from training import tracker
 from training.journal import Journal
 

@@ -17,7 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.settings import Loop, Mistake
+from conf.loops import Loop
+from conf.section import Mistake
 from training import process_group
 from training.process_group import Ranks
 

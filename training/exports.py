@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from training.spool import Spool
 from udfs.opener import Opener, to_path, to_uri
 from udfs.reject import Reject

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from training.exports import Export, File
 from udfs.ahead import ahead
 from udfs.snapshot import id_sum

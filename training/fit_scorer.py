@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from conf.settings import Mistake, TrainScorer
+from conf.loops import TrainScorer
+from conf.section import Mistake
 from training import evaluate_scorer, feed, process_group
 from training.exports import Export
 from udfs import score_head

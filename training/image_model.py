@@ -19,7 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conf.settings import Mistake, TrainDiffusion
+from conf.loops import TrainDiffusion
+from conf.section import Mistake
 from training.exports import hash_file
 
 if TYPE_CHECKING:

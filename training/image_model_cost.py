@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from conf.settings import TrainDiffusion
+from conf.loops import TrainDiffusion
 from training import adapters
 from training.image_model import GRID_PIXELS, TINY, TINY_CONFIGS, VAE, check_grid, folder_of
 

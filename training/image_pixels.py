@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from udfs.decode import decoding
 from udfs.reject import Reject
 

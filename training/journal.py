@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conf.settings import Mistake
+from conf.section import Mistake
 
 CHUNK = 1 << 20  # bytes that are read at once
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conf.settings import Loop, Mistake
+from conf.loops import Loop
+from conf.section import Mistake
 from training import average, checkpoint, engine, feed, fragments, process_group, row_losses
 from training.average import Average
 from training.checkpoint import State

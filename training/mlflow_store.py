@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.settings import Mistake
+from conf.section import Mistake
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from training import evaluate_scorer
 
 if TYPE_CHECKING:

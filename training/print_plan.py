@@ -15,7 +15,9 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from conf.settings import Loop, Mistake, Settings, command_line, stop
+from conf.loops import Loop
+from conf.section import Mistake
+from conf.settings import Settings, command_line, stop
 from training import feed, process_group
 from training.exports import open_export
 

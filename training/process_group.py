@@ -18,7 +18,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from conf.settings import Mistake
+from conf.section import Mistake
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 COMMAND = "STUDBOOK_COMMAND"  # of a rank's environment: the process that `launch` was called in

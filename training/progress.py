@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from conf.settings import Loop
+from conf.loops import Loop
 from training.checkpoint import State
 
 

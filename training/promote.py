@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.settings import Mistake, load, stop
+from conf.section import Mistake
+from conf.settings import load, stop
 from training import mlflow_store
 from training.mlflow_store import CANDIDATE, CHAMPION
 from training.paired import COLUMNS, FEWEST, METRICS, Figures

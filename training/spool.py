@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from udfs.opener import Opener
 from udfs.reject import Reject
 

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conf.settings import Mistake, Settings, digest
+from conf.section import Mistake
+from conf.settings import Settings, digest
 from training import evaluate_scorer, feed, fit_scorer, fragments, loop, process_group, tracker, trainer
 from training.baselines import STATISTICS, score_baselines
 from training.draw_evaluation import draw

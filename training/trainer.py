@@ -24,7 +24,9 @@ from typing import Any, Protocol
 
 import yaml
 
-from conf.settings import Loop, Mistake, Settings, command_line
+from conf.loops import Loop
+from conf.section import Mistake
+from conf.settings import Settings, command_line
 from training import checkpoint, engine, feed, loop, process_group, row_losses, tracker
 from training.exports import Export
 from training.task import Task

@@ -8,6 +8,7 @@ names the circumstances (addresses, limits) under which it is tried, and comes b
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -157,7 +158,7 @@ def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: st
         return
     tower = _tower(encoder["kernel"])
     vectors = tower.encode(
-        _model(tuple(sorted(encoder.items())), device, precision, threads), np.stack([row["tensors"].pop(name) for row in mine])
+        _model(json.dumps(encoder, sort_keys=True), device, precision, threads), np.stack([row["tensors"].pop(name) for row in mine])
     )
     assert vectors.shape == (len(mine), encoder["width"]), (vectors.shape, encoder["width"])
     for row, vector in zip(mine, vectors, strict=True):
@@ -170,9 +171,9 @@ def _encode(name: str, encoder: Encoder, batch: list[dict[str, Any]], device: st
 
 
 @lru_cache(maxsize=8)
-def _model(encoder: tuple[tuple[str, Any], ...], device: str, precision: str, threads: int | None) -> Any:
+def _model(encoder: str, device: str, precision: str, threads: int | None) -> Any:
     """One model a worker, encoder and device."""
-    told = dict(encoder)
+    told = json.loads(encoder)
     if threads is not None and told["model"] is not None:
         import torch
 

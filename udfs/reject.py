@@ -26,6 +26,7 @@ CODES: dict[str, tuple[bool, str]] = {
     "archive_empty": (False, "the archive holds no member that could be an image"),
     "manifest_row_invalid": (False, "the manifest row has no address, or a field of the wrong type"),
     "not_finite": (False, "the model gave NaN or infinity"),
+    "denied": (False, "a deny list names the picture; nothing else of it is kept"),
 }
 
 

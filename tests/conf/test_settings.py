@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.settings import Mistake, digest, load, load_encoder
+from conf.section import Mistake
+from conf.settings import digest, load, load_encoder
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "conf/demo.yaml"

@@ -15,7 +15,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, load
+from conf.section import Mistake
+from conf.settings import Settings, load
 from jobs import export_images, ingest, snapshot
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from jobs import fetch_jars
 
 

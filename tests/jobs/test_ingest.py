@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import funnel, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import keys, write_image

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings
+from conf.section import Mistake
+from conf.settings import Settings
 from jobs import land_train_stats, lineage, registry, snapshot, why
 from jobs.lake import Lake
 from tests.jobs.test_land_train_stats import CAT, DOG, write_training

@@ -17,7 +17,8 @@ from PIL import Image
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from conf.settings import Mistake, Settings, load
+from conf.section import Mistake
+from conf.settings import Settings, load
 from jobs import embed, embedding, export_images, export_labels, ingest, label, lineage, registry, score, select_images, why
 from jobs.checks import check
 from jobs.lake import Lake

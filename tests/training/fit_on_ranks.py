@@ -14,7 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from conf.settings import TrainScorer
+from conf.loops import TrainScorer
 from tests.training.conftest import COLUMNS
 from training import engine, feed, loop, process_group, tracker
 from training.exports import open_export

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from training import captions
 
 MANY = 20_000

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conf.settings import Mistake, Mlflow, load
+from conf.section import Mistake
+from conf.settings import Mlflow, load
 from tests.training.conftest import ROOT, write_export
 from training import compare, mlflow_store
 from training.draw_comparison import draw

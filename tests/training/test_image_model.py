@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conf.settings import Mistake, TrainDiffusion
+from conf.loops import TrainDiffusion
+from conf.section import Mistake
 from training import adapters, image_model, image_model_cost
 from training.fit_image_model import predict
 from training.image_pixels import cut, read_pixels

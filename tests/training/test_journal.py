@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.settings import Mistake
+from conf.section import Mistake
 from training.journal import CHUNK, Journal
 
 

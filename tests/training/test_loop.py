@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from conf.settings import Loop
+from conf.loops import Loop
 from tests.training.conftest import COLUMNS, WIDTH, write_export
 from training import checkpoint, engine, feed, loop, process_group
 from training.exports import Export, open_export

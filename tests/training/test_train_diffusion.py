@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from conf.settings import Mistake, Settings, load
+from conf.section import Mistake
+from conf.settings import Settings, load
 from training import engine, feed, image_model, loop, process_group, tracker, train_diffusion, trainer
 from training.fit_image_model import FitImageModel
 from udfs import image_files
