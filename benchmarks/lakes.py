@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CONFIG = "conf/demo.yaml"
+CONFIG = "benchmarks/embed.yaml"
 
 
-def overrides(lake: Path, folder: Path, encoder: str, images: int, workers: int = 2, tasks: int = 4) -> list[str]:
-    """What the benchmark changes in the demo's settings: one wave, `tasks` tasks, one folder, one encoder.
+def overrides(lake: Path, folder: Path, encoder: str, waves: tuple[int, int], workers: int = 2) -> list[str]:
+    """What the benchmark changes in its settings: one folder, one encoder, `waves` (rows a wave, rows a task), slots.
 
-    A real run's waves are ten minutes long, so the cost of landing belongs to the start-up of these short ones.
+    A real run's waves are ten minutes long: with one wave, the cost of landing belongs to the start-up of these short runs.
     """
     sections: dict[str, Any] = {
         "lake.root": str(lake),
         "spark.master": f"local[{workers},4]",
         "encoder": encoder,
         "embed.encoders": [encoder],
-        "waves": {"rows": images, "task_rows": -(-images // tasks)},
+        "waves": dict(zip(("rows", "task_rows"), waves, strict=True)),
         "ingest.sources": [{"name": "benchmark", "kind": "folder", "uri": str(folder)}],
     }
     return [part for key, value in sections.items() for part in ("--set", f"{key}={json.dumps(value)}")]
@@ -40,7 +40,7 @@ def ingest_all(pairs: list[tuple[Path, Path]]) -> None:
     spark = session.start(load(CONFIG).spark)
     made: Path | None = None
     for root, folder in pairs:
-        settings = load(CONFIG, overrides(root, folder, "colour-grid", len(list(folder.iterdir())))[1::2])
+        settings = load(CONFIG, overrides(root, folder, "colour-grid", (200_000, 2_000))[1::2])
         if made is None:
             made = root.with_name("empty")
             Lake(spark, settings.model_copy(update={"lake": settings.lake.model_copy(update={"root": str(made)})})).create()

@@ -92,13 +92,14 @@ def ignores_children(pid: int) -> bool:
 
 
 def kind_of(command: list[str], is_root: bool) -> str:
-    """A process of the tree -> "driver" (the command itself), "JVM", "worker" (any other Python) or "other" (a shell)."""
+    """A process of the tree -> "driver" (the command itself), "JVM", "worker" (any other Python) or "other" (a shell, Ray's raylet)."""
     if is_root:
         return "driver"
     program = Path(command[0]).name if command else ""
     if program == "java":
         return "JVM"
-    return "worker" if program.startswith("python") else "other"
+    # Ray names its Python workers after what they do
+    return "worker" if program.startswith(("python", "ray::")) else "other"
 
 
 def tree_cpu() -> float:

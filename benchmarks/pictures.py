@@ -13,6 +13,7 @@ from PIL import Image
 
 TWO_MEGAPIXELS = (1632, 1224)
 SMALL = (400, 300)
+TINY = (256, 192)
 DISTINCT = 24  # pictures that are drawn; the rest are their copies: drawing costs more than decoding
 
 

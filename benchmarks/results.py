@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
+KINDS = {"bare": "bare loop", "spark": "Studbook", "daft": "Daft", "ray": "Ray Data"}
+
 
 class Run(NamedTuple):
     """One measured command."""
 
     part: str
-    kind: str  # "spark" or "bare"
+    kind: str  # of KINDS
     images: int
     repeat: int
     wall: float  # seconds until the command ended
@@ -25,6 +27,7 @@ class Slope(NamedTuple):
 
     cpu_ms: float
     cpu_start: float
+    wall_ms: float
     wall_start: float
 
 
@@ -38,33 +41,37 @@ def slope(runs: Iterable[Run]) -> Slope:
         small, large = sorted(pair, key=lambda run: run.images)
         more = large.images - small.images
         cpu, wall = (large.cpu - small.cpu) / more, (large.wall - small.wall) / more
-        lines.append((cpu * 1000, small.cpu - cpu * small.images, small.wall - wall * small.images))
-    return Slope(*(median(line[column] for line in lines) for column in range(3)))
+        lines.append((cpu * 1000, small.cpu - cpu * small.images, wall * 1000, small.wall - wall * small.images))
+    return Slope(*(median(line[column] for line in lines) for column in range(4)))
 
 
 def of(runs: Iterable[Run], part: str, kind: str) -> list[Run]:
     return [run for run in runs if (run.part, run.kind) == (part, kind)]
 
 
-def ratios(runs: Sequence[Run], part: str) -> list[float]:
-    """Images per CPU-second of one more image, Spark's over the bare loop's: each repeat's own, ascending."""
+def kinds_of(runs: Iterable[Run], part: str) -> list[str]:
+    """The pipelines that a part was measured with, in the order of KINDS."""
+    return sorted({run.kind for run in runs if run.part == part}, key=list(KINDS).index)
+
+
+def ratios(runs: Sequence[Run], part: str, kind: str = "spark", to: str = "bare") -> list[float]:
+    """CPU of one more image by `kind` over that by `to`: each repeat's own, ascending."""
     repeats = sorted({run.repeat for run in runs if run.part == part})
-    pairs = [[slope(run for run in of(runs, part, kind) if run.repeat == repeat) for kind in ("bare", "spark")] for repeat in repeats]
-    return sorted(bare.cpu_ms / spark.cpu_ms for bare, spark in pairs)
+    pairs = [[slope(run for run in of(runs, part, one) if run.repeat == repeat) for one in (kind, to)] for repeat in repeats]
+    return sorted(mine.cpu_ms / other.cpu_ms for mine, other in pairs)
 
 
 def cost_rows(runs: Sequence[Run]) -> list[list[str]]:
     """A row for each part and kind."""
     rows = []
     for part in dict.fromkeys(run.part for run in runs):
-        for kind in ("bare", "spark"):
+        for kind in kinds_of(runs, part):
             mine = of(runs, part, kind)
             line = slope(mine)
             whole = [_at(mine, size) for size in sorted({run.images for run in mine})]
-            own = ratios(runs, part)
-            told = spread(own) if kind == "spark" else "1"
-            figures = [f"{line.cpu_ms:.1f}", f"{1000 / line.cpu_ms:.2f}", told, f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}"]
-            rows.append([part, kind, *figures, "; ".join(whole)])
+            told = spread(ratios(runs, part, kind)) if kind != "bare" else "1"
+            marginal = [f"{line.cpu_ms:.2f}", told, f"{line.wall_ms:.2f}"]
+            rows.append([part, KINDS[kind], *marginal, f"{line.cpu_start:.1f}", f"{line.wall_start:.1f}", "; ".join(whole)])
     return rows
 
 
@@ -72,8 +79,8 @@ COST_HEAD = [
     "part",
     "pipeline",
     "CPU-ms of one more image",
-    "images per CPU-s, marginal",
-    "ratio to bare",
+    "of the bare loop's",
+    "wall ms of one more image",
     "start-up CPU-s",
     "start-up wall s",
     "whole run: images: CPU-ms an image, wall s",
@@ -89,11 +96,11 @@ def memory_rows(runs: Sequence[Run]) -> list[list[str]]:
     """Peak MB of each kind of process over all repeats of a part's largest size."""
     rows = []
     for part in dict.fromkeys(run.part for run in runs):
-        for kind in ("bare", "spark"):
+        for kind in kinds_of(runs, part):
             largest = max(run.images for run in of(runs, part, kind))
             mine = [run.rss for run in of(runs, part, kind) if run.images == largest]
             told = {name: max(rss.get(name, 0.0) for rss in mine) for name in sorted({name for rss in mine for name in rss})}
-            rows.append([part, kind, str(largest), *(f"{told[name]:.0f}" if name in told else "-" for name in MEMORY)])
+            rows.append([part, KINDS[kind], str(largest), *(f"{told[name]:.0f}" if name in told else "-" for name in MEMORY)])
     return rows
 
 

@@ -74,12 +74,16 @@ class TrainClassifier(Loop):
 
     model: Name = "style-classifier"
     label: Name = "style"  # the kind of labels
+    encoder: str | None = None  # whose vectors; one of embed.encoders; None: the build's `encoder`
     epochs: Positive = 30
     rows_per_step: Positive = 64
     micro_batch: Positive = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     hidden: Positive | None = None  # units of a hidden layer; None: a linear classifier
     balance: bool = True  # weigh rows so that every class counts the same
+    calibration: Annotated[float, Field(gt=0, lt=1)] = (
+        0.2  # share of the images that are not held out which fit the temperature, not the weights
+    )
     other_below: Share = 0.5  # a calibrated probability below it is no class: `other`
 
 

@@ -99,15 +99,23 @@ class Waves(Frozen):
 
 class Source(Frozen):
     name: str
-    kind: Literal["folder", "tar", "manifest"]
-    uri: str  # a folder (folder, tar) or one manifest file (.jsonl, .csv, .parquet)
-    columns: dict[Literal["uri", "offset", "length", "key", "tags", "alt_text", "licence", "opt_out"], str] = {}
+    kind: Literal["folder", "tar", "manifest", "parquet"]
+    uri: str  # a folder (folder, tar, parquet), one manifest file (.jsonl, .csv, .parquet), or one .parquet file with an image column
+    columns: dict[Literal["image", "uri", "offset", "length", "key", "tags", "alt_text", "licence", "opt_out"], str] = {}
     licence: str | None = None  # for inputs that state none themselves
 
+    @property
+    def column_names(self) -> dict[str, str]:
+        """`columns` as the kernel takes them."""
+        return {str(name): column for name, column in self.columns.items()}
+
     @model_validator(mode="after")
-    def _columns_are_for_manifests(self) -> Source:
-        if self.columns and self.kind != "manifest":
-            raise ValueError(f"columns were given for a {self.kind}; they name the fields of a manifest")
+    def _columns_are_of_the_kind(self) -> Source:
+        if self.columns and self.kind not in ("manifest", "parquet"):
+            raise ValueError(f"columns were given for a {self.kind}; they name the fields of a manifest or the columns of parquet files")
+        wrong = {"manifest": {"image"}, "parquet": {"uri", "offset", "length"}}.get(self.kind, set()) & set(self.columns)
+        if wrong:
+            raise ValueError(f"columns of a {self.kind}: given {sorted(wrong)}; a manifest names addresses, a parquet file has an image column")
         return self
 
 
@@ -127,6 +135,13 @@ class Label(Frozen):
     images: Positive = 2_000
     seed: int = 7
     views: dict[str, Share] = Field(min_length=1)  # view -> target; the original's is 1.0
+    probes: tuple[str, ...] = ()  # views that get a vector and no label: no head is fitted to them, score_bias asks what it makes of them
+
+    @model_validator(mode="after")
+    def _a_probe_is_not_trained_on(self) -> Label:
+        if both := sorted(set(self.views) & set(self.probes)):
+            raise ValueError(f"probes: given {both}, which are among views: what a head is fitted to is no probe of it")
+        return self
 
 
 class Select(Frozen):
@@ -150,16 +165,28 @@ class Select(Frozen):
                 raise ValueError(f"rule {self.name!r}: the floor at_least={self.at_least} is above the maximum at_most={self.at_most}")
             return self
 
+    class Cap(Frozen):
+        """Of the images that pass every rule and have one of `words`, at most so many of each group are kept, by a seeded hash."""
+
+        name: str
+        value: str  # words from jobs/facts.py, e.g. ai_generated
+        words: tuple[str, ...] = Field(min_length=1)  # e.g. declared, detected
+        per: str | None = None  # words from jobs/facts.py that make the group, e.g. style_cluster; None: all of them together
+        at_most: Annotated[int, Field(ge=0)]
+
     name: str
     seed: int
     limit: Positive | None = None  # keep at most so many, by a seeded hash of the image id
     rules: tuple[Rule, ...]
+    caps: tuple[Cap, ...] = ()  # after the rules, one after the other, before the limit
 
     @model_validator(mode="after")
     def _rule_names_are_unique(self) -> Select:
-        names = [r.name for r in self.rules]
-        if len(set(names)) != len(names) or {"limit", "opted_out"} & set(names):
-            raise ValueError(f"rule names must be unique and not 'limit' or 'opted_out' (that rule stands always), given {names}")
+        names = [one.name for one in (*self.rules, *self.caps)]
+        if len(set(names)) != len(names) or {"limit", "opted_out", "denied"} & set(names):
+            raise ValueError(
+                f"names of rules and caps must be unique and not 'limit', 'opted_out' or 'denied' (these two stand always), given {names}"
+            )
         return self
 
 

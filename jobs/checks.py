@@ -6,24 +6,41 @@ import os
 from pathlib import Path
 
 from conf.section import Mistake
-from conf.settings import Select, Settings, load_encoder
-from jobs import facts
+from conf.settings import Select, Settings, load_detector, load_encoder
+from jobs import deny_lists, facts
 from udfs import degrade
 
 
 def check(settings: Settings) -> None:
     """What one section cannot know of itself, before Spark starts. Raises Mistake."""
     _check_rules(settings.select)
-    unknown = set(settings.label.views) - set(degrade.VIEWS)
-    if unknown:
-        raise Mistake(f"label.views: given {sorted(unknown)}, allowed {sorted(degrade.VIEWS)}")
+    _check_sources_of_values(settings)
+    for key, views in (("views", settings.label.views), ("probes", settings.label.probes)):
+        if unknown := set(views) - set(degrade.VIEWS):
+            raise Mistake(f"label.{key}: given {sorted(unknown)}, allowed {sorted(degrade.VIEWS)}")
     for store in settings.stores.values():
         for variable in (store.access_key_env, store.secret_key_env):
             if variable is not None and variable not in os.environ:
                 raise Mistake(f"stores: the environment variable {variable} is not set on this machine; set it here and on the workers")
-    for encoder in map(load_encoder, settings.embed.encoders):
-        if encoder.weights is not None and (settings.spark.master or "").startswith("local") and not Path(encoder.weights).is_file():
-            raise Mistake(f"encoder {encoder.name}: weights: no file at {encoder.weights}; the demo's come from `make weights`")
+    deny_lists.read(settings)
+    _check_models(settings)
+
+
+def _check_models(settings: Settings) -> None:
+    """Raises Mistake when a file of an encoder or detector, or the engine's device, is not there; on a cluster only its workers can tell."""
+    if not (settings.spark.master or "").startswith("local"):
+        return
+    files = [("encoder", one.name, "weights", one.weights) for one in map(load_encoder, settings.embed.encoders)]
+    for one in map(load_detector, settings.embed.detectors):
+        files += [("detector", one.name, "weights", one.weights), ("detector", one.name, "vocabulary", one.vocabulary)]
+    for kind, name, key, file in files:
+        if file is not None and not Path(file).is_file():
+            raise Mistake(f"{kind} {name}: {key}: no file at {file}; the demo's come from `make weights`")
+    if (settings.embed.device, settings.embed.engine_used) == ("cuda", "onnxruntime"):
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in (have := onnxruntime.get_available_providers()):
+            raise Mistake(f"embed.engine: given onnxruntime with device cuda, but onnxruntime here has {have}; take engine torch")
 
 
 def _check_rules(settings: Select) -> None:
@@ -36,3 +53,19 @@ def _check_rules(settings: Select) -> None:
         if numeric != (rule.value in facts.NUMBERS):
             fitting = "at_least and at_most" if rule.value in facts.NUMBERS else "within or none_of"
             raise Mistake(f"select.rules.{rule.name}: {rule.value} takes {fitting}")
+    for cap in settings.caps:
+        for key, value in (("value", cap.value), ("per", cap.per)):
+            if value is not None and value not in facts.WORDS:
+                raise Mistake(f"select.caps.{cap.name}: {key}: given {value!r}, allowed {sorted(facts.WORDS)}")
+
+
+def _check_sources_of_values(settings: Settings) -> None:
+    """Raises Mistake when nothing in this build could ever tell a value that the selection asks for: `none_of` would let all pass."""
+    kernels = {load_detector(name).kernel for name in settings.embed.detectors}
+    labels = {entry.label for entry in settings.classify}
+    for value in facts.used(settings.select):
+        wanted = facts.DETECTORS.get(value)
+        if wanted is not None and not kernels & set(wanted):
+            raise Mistake(f"select: {value} is told by a detector of kernel {' or '.join(wanted)}; embed.detectors has none")
+        if value in facts.CLASSIFIERS and facts.CLASSIFIERS[value] not in labels:
+            raise Mistake(f"select: {value} is told by a classifier of the labels {facts.CLASSIFIERS[value]!r}; classify has none")

@@ -12,25 +12,40 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
-from conf.settings import Settings, digest, load_encoder
-from jobs import occurrences, rejects
+from conf.settings import Settings, digest, load_detector, load_encoder
+from jobs import deny_lists, occurrences, rejects
 from jobs.lake import Lake
 from jobs.waves import Projection
 from udfs import embed as kernel
+from udfs import engine, model_runs
+from udfs.addresses import COLUMNS
 
+ORDER = ("uri", "offset", "row_group", "row")  # of the bytes: contiguous ranges of an archive, row groups one after the other
 ADDRESSES = 8  # of one image that a worker may try: a placeholder picture has thousands
 
 
 def outputs(settings: Settings, seed: int | None = None) -> dict[str, str]:
-    """Output name (`pixels`, or an encoder) -> its fingerprint; of degraded views when their seed is given."""
+    """Output name (`pixels`, an encoder or a detector) -> its fingerprint. Of degraded views, when their seed is given: those that the
+    scorer learns from, `pixels` and its encoder."""
     suffix = "" if seed is None else f"/{kernel.view_fingerprint(seed)}"
     told = {kernel.PIXELS: kernel.pixels_fingerprint() + suffix}
-    for encoder in map(load_encoder, settings.embed.encoders):
-        if encoder.name in told:
-            raise Mistake(f"embed.encoders: two encoders are named {encoder.name!r}; names must be unique")
-        parts = kernel.encoder_parts(encoder.model_dump())
-        told[encoder.name] = f"{encoder.name}:{digest(parts, settings.embed.precision, 'torch-eager')}{suffix}"
+    options = settings.embed
+    for encoder in map(load_encoder, options.encoders if seed is None else (settings.encoder,)):
+        parts = model_runs.encoder_parts(encoder.model_dump())
+        _name(
+            told,
+            encoder.name,
+            f"{encoder.name}:{digest(parts, options.precision, engine.fingerprint(options.engine_used, options.compile))}{suffix}",
+        )
+    for detector in map(load_detector, options.detectors if seed is None else ()):
+        _name(told, detector.name, f"{detector.name}:{digest(model_runs.detector_parts(detector.model_dump()))}")
     return told
+
+
+def _name(told: dict[str, str], name: str, fingerprint: str) -> None:
+    if name in told:
+        raise Mistake(f"embed: two of its encoders and detectors are named {name!r}; names must be unique, and not {kernel.PIXELS}")
+    told[name] = fingerprint
 
 
 def of_scorer(settings: Settings, seed: int | None = None) -> str:
@@ -39,7 +54,7 @@ def of_scorer(settings: Settings, seed: int | None = None) -> str:
 
 
 def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, seed: int | None = None) -> DataFrame:
-    """(image_id, view) -> those that lack an output: (image_id, view, want, untried, refused, tried, addresses, uri, offset).
+    """(image_id, view) -> those that lack an output: (image_id, view, want, untried, refused, tried, addresses, ORDER).
 
     `want`: outputs that no table holds and that can be made; `untried`: of these, the ones that have not even failed; `refused`:
     outputs that a permanent reject has settled. A reject holds for what `tried` names, the addresses and the limits: a new
@@ -49,7 +64,8 @@ def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, s
     pairs = [F.struct(F.lit(name).alias("output"), F.lit(told).alias("fingerprint")) for name, told in fingerprints.items()]
     crossed = wanted.select("image_id", "view", F.explode(F.array(*pairs)).alias("pair")).select("image_id", "view", "pair.*")
     done = lake.read("pixels").select("image_id", "view", "fingerprint")
-    done = done.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
+    for table in ("embeddings", "detections"):
+        done = done.unionByName(lake.read(table).select("image_id", "view", "fingerprint"))
     lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti")
     placed = lacking.join(_places(lake, settings), "image_id").withColumn("input_key", input_key())
     keys = ["input_key", "fingerprint"]
@@ -70,7 +86,7 @@ def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, s
 
 
 def placed(lake: Lake, rows: DataFrame, settings: Settings) -> DataFrame:
-    """(image_id, ...) -> the same with tried, addresses, uri, offset."""
+    """(image_id, ...) -> the same with tried, addresses, ORDER."""
     return _first_place(rows.join(_places(lake, settings), "image_id"))
 
 
@@ -82,13 +98,13 @@ def _places(lake: Lake, settings: Settings) -> DataFrame:
 
 def addresses() -> Column:
     """Aggregate over the sources of an image -> where a worker may read it, the latest state first."""
-    return occurrences.newest_first(ADDRESSES, "uri", "offset", "length", "size", "mtime_us")
+    return occurrences.newest_first(ADDRESSES, *COLUMNS)
 
 
 def _first_place(rows: DataFrame) -> DataFrame:
-    """Adds uri and offset of the first address, to order by."""
+    """Adds ORDER of the first address."""
     first = F.col("addresses")[0]
-    return rows.withColumns({"uri": first["uri"], "offset": first["offset"]})
+    return rows.withColumns({name: first[name] for name in ORDER})
 
 
 def reject_fingerprint(output: str) -> Column:
@@ -107,16 +123,21 @@ def compute(inputs: DataFrame, settings: Settings, fingerprints: Mapping[str, st
     worker = partial(
         on_worker,
         device=options.device,
-        encoders=[load_encoder(name).model_dump() for name in options.encoders],
+        encoders=[one.model_dump() for one in map(load_encoder, options.encoders) if one.name in fingerprints],
+        detectors=[one.model_dump() for one in map(load_detector, options.detectors) if one.name in fingerprints],
         limits=settings.limits.model_dump(),
         stores=settings.store_options,
         precision=options.precision,
         batch_size=options.batch_size,
         decode_threads=options.decode_threads,
         window=options.ahead,
+        engine=options.engine_used,
+        compile=options.compile,
+        engine_cache=options.engine_cache,
         model_threads=options.model_threads,
         seed=seed,
         verify_hash=options.verify_hash,
+        deny=deny_lists.for_workers(settings),
     )
     told = F.create_map(*[F.lit(part) for pair in fingerprints.items() for part in pair])
     return (
@@ -161,7 +182,14 @@ def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:
         told = {"fingerprint": F.col("fingerprints")[F.col("encoder")], "run": F.lit(run)}
         return mine.withColumns(told | {"width": (F.octet_length("vector") / 2).cast("int")})
 
-    return {"rejects": rejects_of, "pixels": pixels_of, "embeddings": embeddings_of}
+    def detections_of(staged: DataFrame, run: str) -> DataFrame | None:
+        if "detections" not in staged.columns:  # a wave that an older version had staged
+            return None
+        mine = staged.select("image_id", "view", "fingerprints", F.explode("detections").alias("one"))
+        mine = mine.select("image_id", "view", "fingerprints", "one.*")
+        return mine.withColumns({"fingerprint": F.col("fingerprints")[F.col("detector")], "run": F.lit(run)})
+
+    return {"rejects": rejects_of, "pixels": pixels_of, "embeddings": embeddings_of, "detections": detections_of}
 
 
 def input_key() -> Column:

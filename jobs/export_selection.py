@@ -16,6 +16,7 @@ from conf.settings import Settings
 from jobs import command, facts, occurrences, score, select_images, snapshot
 from jobs.lake import Lake
 from jobs.registry import Head
+from udfs import addresses
 
 NAME = "export-selection"
 KIND = "selection"
@@ -55,7 +56,7 @@ def selected(lake: Lake, selection: str, versions: dict[str, int]) -> DataFrame:
     """-> image_id, selection's score, facts of the bytes, address and texts of the latest source, bucket."""
     chosen = lake.read("selections").where(F.col("selection") == selection).select("image_id", "score")
     images = lake.read("images", versions["images"]).select("image_id", "format", "width", "height")
-    told = ("source", "key", "mtime_us", "uri", "offset", "length", "size", "tags", "alt_text", "licence")
+    told = ("source", "key", "mtime_us", *addresses.PLACE, "size", "tags", "alt_text", "licence")
     sources = occurrences.latest(lake.read("sources", versions["sources"]), *told).withColumn("tags", F.to_json("tags"))
     return chosen.join(images, "image_id").join(sources, "image_id").withColumn("bucket", F.lit("all"))
 

@@ -1,16 +1,19 @@
 """What the tables know of each image, one row an image: the values that selection rules are written over.
 
 A value is a number, or a list of words (all sources of an image together). Each has the version of what it came from. To add
-one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to `gather`.
+one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to `gather`. An image without a row in a table has no value
+there (NULL), which fails every rule but `none_of`; a row with nothing to tell (no tag) is an empty list.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame
+from collections.abc import Mapping
+
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Settings
-from jobs import embedding
+from conf.settings import Select, Settings
+from jobs import deny_lists, embedding
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL, PIXELS
 
@@ -28,6 +31,11 @@ NUMBERS = {
     "saturation": "pixels_version",
     "sharpness": "pixels_version",
     "entropy": "pixels_version",
+    "nsfw": "flags_version",
+    "text_share": "flags_version",
+    "watermark": "flags_version",
+    "style_distance": "styles_version",
+    "style_margin": "styles_version",
 }
 WORDS = {
     "format": "image_version",
@@ -35,12 +43,43 @@ WORDS = {
     "source": "sources_version",
     "licence": "sources_version",
     "opt_out": "sources_version",
+    "source_tags": "sources_version",
+    "denied": "denied_version",
+    "rating": "flags_version",
+    "tags": "flags_version",
+    "ai_generated": "flags_version",
+    "has_text": "flags_version",
+    "domain": "flags_version",
+    "style_state": "styles_version",
+    "style_cluster": "styles_version",
+    "style_class": "classes_version",
 }
-TABLES = ("images", "sources", "pixels", "scores")
+MADE = {"flags": "flags_version", "styles": "styles_version", "classes": "classes_version"}  # tables that need not be there for a selection
+TABLES = ("images", "sources", "pixels", "scores", "rejects", *MADE)
+# value -> kernels of detectors of which one tells it
+DETECTORS = {"rating": ("nsfw", "tagger"), "tags": ("tagger",), "nsfw": ("nsfw",)} | dict.fromkeys(
+    ("has_text", "text_share", "watermark"), ("text",)
+)
+CLASSIFIERS = {"domain": "style", "style_class": "style"}  # value -> the kind of labels of the classifier that tells it
 
 
-def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> DataFrame:
-    """Tables at `versions` and scores of one fingerprint -> image_id, NUMBERS (double), WORDS (array of strings), their versions."""
+def used(select: Select) -> list[str]:
+    """-> the values that a selection asks for, sorted; those that it always asks for are among them."""
+    asked = {rule.value for rule in select.rules} | {cap.value for cap in select.caps} | {cap.per for cap in select.caps if cap.per}
+    return sorted(asked | {"opt_out", "denied", "score"})
+
+
+def tables_used(select: Select) -> list[str]:
+    """-> the tables of MADE that a selection asks."""
+    versions = {(NUMBERS | WORDS)[name] for name in used(select)}
+    return [table for table, version in MADE.items() if version in versions]
+
+
+def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int], made: Mapping[str, str] | None = None) -> DataFrame:
+    """Tables at `versions` and scores of one fingerprint -> image_id, NUMBERS (double), WORDS (array of strings), their versions.
+
+    made: table of MADE -> the fingerprint of the rows that count; values of one that is not named are NULL.
+    """
     bare = {table: lake.read(table, versions[table]) for table in TABLES}
     image = bare["images"].select(
         "image_id",
@@ -60,6 +99,7 @@ def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]
             F.sort_array(F.collect_set("source")).alias("source"),
             F.sort_array(F.collect_set("licence")).alias("licence"),
             F.array(F.max("opt_out").cast("string")).alias("opt_out"),
+            F.sort_array(F.array_distinct(F.flatten(F.collect_set("tags")))).alias("source_tags"),
         )
     )
     told = told.withColumn("sources_version", F.lit(f"sources@{versions['sources']}"))
@@ -70,4 +110,41 @@ def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]
     scored = bare["scores"].where(F.col("fingerprint") == scores)
     number = [F.col("bin").cast("double").alias("score"), F.col("raw").cast("double").alias("score_raw")]
     scored = scored.select("image_id", *number, F.col("fingerprint").alias("score_version"))
-    return image.join(told, "image_id", "left").join(pixels, "image_id", "left").join(scored, "image_id", "left")
+    known = image.join(told, "image_id", "left").join(pixels, "image_id", "left").join(scored, "image_id", "left")
+    known = _with_denied(known, bare["rejects"], versions["rejects"])
+    for table, rows in (("flags", _flags), ("styles", _styles), ("classes", _classes)):
+        mine = rows(bare[table])
+        told_by = (made or {}).get(table)
+        if told_by is None:
+            known = known.withColumns({name: F.lit(None).cast(kind) for name, kind in mine.dtypes if name != "image_id"})
+        else:
+            known = known.join(mine.where(F.col(MADE[table]) == told_by), "image_id", "left")
+    return known
+
+
+def _with_denied(known: DataFrame, rejects: DataFrame, version: int) -> DataFrame:
+    denied = rejects.where((F.col("code") == deny_lists.CODE) & F.col("image_id").isNotNull()).select("image_id").distinct()
+    marked = known.join(denied.withColumn("is_denied", F.lit(True)), "image_id", "left")
+    told = F.array(F.coalesce("is_denied", F.lit(False)).cast("string"))
+    return marked.withColumns({"denied": told, "denied_version": F.lit(f"rejects@{version}")}).drop("is_denied")
+
+
+def _flags(rows: DataFrame) -> DataFrame:
+    numbers = [F.col(name).cast("double").alias(name) for name in ("nsfw", "text_share", "watermark")]
+    words = [_word(F.col(name).cast("string")).alias(name) for name in ("rating", "ai_generated", "has_text", "domain")]
+    return rows.select("image_id", *numbers, *words, "tags", F.col("fingerprint").alias(MADE["flags"]))
+
+
+def _styles(rows: DataFrame) -> DataFrame:
+    numbers = [F.col(name).cast("double").alias(f"style_{name}") for name in ("distance", "margin")]
+    words = [_word(F.col("state")).alias("style_state"), _word(F.col("tag")).alias("style_cluster")]
+    return rows.select("image_id", *numbers, *words, F.col("fingerprint").alias(MADE["styles"]))
+
+
+def _classes(rows: DataFrame) -> DataFrame:
+    return rows.select("image_id", _word(F.col("class")).alias("style_class"), F.col("fingerprint").alias(MADE["classes"]))
+
+
+def _word(value: Column) -> Column:
+    """NULL stays NULL."""
+    return F.when(value.isNotNull(), F.array(value))

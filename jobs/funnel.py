@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from conf.settings import Settings
 from jobs import embed, embedding, ingest, label, score
 from jobs.lake import Lake
+from udfs import addresses
 from udfs.embed import ORIGINAL
 
 
@@ -26,15 +27,15 @@ class Funnel(NamedTuple):
 
 
 def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
-    """The rejects that hold under this config, one row an input of a stage: stage, input_key, place, image_id, uri, offset, length,
-    code, detail, permanent. Left out are those of an older state of an entry, of inputs that were taken after all, and of other
+    """The rejects that hold under this config, one row an input of a stage: stage, input_key, place, image_id, its address, code, detail,
+    permanent. Left out are those of an older state of an entry, of inputs that were taken after all, and of other
     encoders or heads.
     """
     rejects = lake.read("rejects")
     taken, latest = _entries(lake)
     entry = ["input_key", "seen"]
     read = ingest.states(rejects.where(F.col("stage") == ingest.NAME)).join(latest, entry, "left_semi")
-    whole = ~F.col("permanent") | (F.col("place") == 0)  # of an entry, not of one member of an archive
+    whole = ~F.col("permanent") | (F.col("place") == 0)  # of an entry, not of one member of an archive or row of a parquet file
     held = read.where(whole).join(taken.select(*entry).distinct(), entry, "left_anti")
     held = held.unionByName(read.where(~whole).join(taken, [*entry, "place"], "left_anti").select(*held.columns)).drop("seen")
     outputs = [*embedding.outputs(settings).values(), *embedding.outputs(settings, settings.label.seed).values()]
@@ -46,14 +47,14 @@ def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     computed = computed.withColumn("fingerprint", embedding.output_of_reject("fingerprint")).where(F.col("fingerprint").isin(*outputs))
     held = held.unionByName(computed.join(made, ["input_key", "fingerprint"], "left_anti").select(*held.columns))
     held = held.unionByName(others.where((F.col("stage") == score.NAME) & (F.col("fingerprint") == scores)).select(*held.columns))
-    told = F.struct("image_id", "uri", "offset", "length", "code", "detail", "permanent")
+    told = F.struct("image_id", *addresses.PLACE, "code", "detail", "permanent")
     last = F.max_by(told, F.struct("run", "permanent", "attempts", "code"))
     return held.groupBy("stage", "input_key", "place").agg(last.alias("told")).select("stage", "input_key", "place", "told.*")
 
 
 def _entries(lake: Lake) -> tuple[DataFrame, DataFrame]:
     """-> (what is taken of each entry in its latest state: input_key, seen, place; the latest states: input_key, seen)."""
-    taken = lake.read("sources").select(ingest.input_key().alias("input_key"), "seen", F.col("offset").alias("place"), "run")
+    taken = lake.read("sources").select(ingest.input_key().alias("input_key"), "seen", ingest.place().alias("place"), "run")
     refused = ingest.states(lake.read("rejects").where(F.col("stage") == ingest.NAME))
     both = taken.select("input_key", "seen", "run").unionByName(refused.select("input_key", "seen", "run"))
     latest = both.groupBy("input_key").agg(F.max_by("seen", "run").alias("seen"))  # a run's id begins with its time
@@ -61,7 +62,9 @@ def _entries(lake: Lake) -> tuple[DataFrame, DataFrame]:
 
 
 def measure(lake: Lake, settings: Settings, selection: str, scores: str) -> Funnel:
-    """`scores`: the fingerprint that counts. Inputs are occurrences, each in its latest state: members of archives, rows of manifests, files."""
+    """`scores`: the fingerprint that counts. Inputs are occurrences, each in its latest state: files, members of archives, rows of parquet
+    files and of manifests.
+    """
     refused = standing(lake, settings, scores)
     rejected = refused.groupBy("stage", "code", "permanent").count().orderBy("stage", "code").collect()
     at_ingest = sum(row["count"] for row in rejected if row["stage"] == ingest.NAME)
@@ -81,7 +84,7 @@ def measure(lake: Lake, settings: Settings, selection: str, scores: str) -> Funn
 
 def lines(funnel: Funnel) -> list[str]:
     """The funnel as it is printed."""
-    told = [f"  in        {funnel.inputs:>8}  inputs (files, archive members, manifest rows)"]
+    told = [f"  in        {funnel.inputs:>8}  inputs (files, archive members, parquet rows, manifest rows)"]
     for (stage, code, permanent), count in funnel.rejected.items():
         told.append(f"  rejected  {count:>8}  {stage}: {code}{'' if permanent else ' (will be tried again)'}")
     told.append(f"  images    {funnel.images:>8}  distinct by sha256")

@@ -1,4 +1,4 @@
-"""folders, tar shards and manifests -> images, sources, rejects.
+"""folders, tar shards, parquet files with an image column and manifests -> images, sources, rejects.
 
     spark-submit --jars '.cache/jars/*.jar' jobs/ingest.py --config conf/demo.yaml
 
@@ -9,26 +9,28 @@ the store (reading) and by sha256, about 1 CPU-second a GB. A bad input gets a r
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, Source
-from jobs import command, progress, rejects, waves
+from jobs import command, deny_lists, progress, rejects, waves
 from jobs.lake import Lake, hadoop
 from jobs.tables import TABLES
 from jobs.waves import Projection
+from udfs import addresses, listing
 from udfs import ingest as kernel
-from udfs import listing
-from udfs.opener import to_uri
+from udfs.opener import Stat, to_uri
 from udfs.reject import Reject
 
 NAME = "ingest"
-UNIT = "inputs"  # files, archives, manifest rows
+UNIT = "inputs"  # files, archives, parquet files, manifest rows
 KEY = list(TABLES["sources"].key)
+SEVERAL = {"tar": r"\.(tar|tar\.gz|tgz)$", "parquet": r"\.parquet$"}  # kinds whose entries hold several images -> names of such files
 COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
 
 
@@ -41,7 +43,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> int:
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         entries = stage.freeze(listed(lake, settings), "listing")
         plan = stage.plan(pending(lake, settings, entries), ["uri", "offset"])
-        stage.run(plan, lambda inputs: compute(inputs, settings), UNIT)
+        stage.run(plan, lambda inputs: deny_lists.screened(lake, settings, compute(inputs, settings)), UNIT)
         return plan.rows
 
 
@@ -59,38 +61,39 @@ def pending(lake: Lake, settings: Settings, entries: DataFrame) -> DataFrame:
     state, keys = ["source", "entry", "seen"], ["input_key", "fingerprint"]
     keyed = entries.withColumns({"input_key": input_key(), "fingerprint": _fingerprint(settings)})
     settled = rejects.settled(lake, NAME)
-    taken = lake.read("sources").select(*state, input_key().alias("input_key"), F.col("offset").alias("place"))
-    # an archive with members that other limits refused and nobody took is read once more: these limits take or refuse them
+    taken = lake.read("sources").select(*state, input_key().alias("input_key"), place().alias("place"))
+    # an archive or parquet file with members that other limits refused and nobody took is read once more: these limits take or refuse them
     refused = states(lake.read("rejects").where((F.col("stage") == NAME) & F.col("permanent"))).where("place > 0")
     refused = refused.join(taken, ["input_key", "seen", "place"], "left_anti").select("input_key", "seen")
-    again = keyed.where(F.col("kind") == "tar").join(refused, ["input_key", "seen"], "left_semi")
+    again = keyed.where(F.col("kind").isin(*SEVERAL)).join(refused, ["input_key", "seen"], "left_semi")
     again = again.join(settled, keys, "left_anti").select(*state)
-    done = taken.select(*state).distinct().join(again, state, "left_anti")
+    done = taken.select(*state).unionByName(deny_lists.settled(lake, entries)).distinct().join(again, state, "left_anti")
     new = keyed.join(done, state, "left_anti").join(settled, keys, "left_anti").drop(*keys)
     images = F.greatest(F.lit(1), F.ceil(F.col("size") / COST_BYTES))
-    return new.withColumn("cost", F.when(F.col("kind") == "tar", images).otherwise(F.lit(1)).cast("bigint"))
+    return new.withColumn("cost", F.when(F.col("kind").isin(*SEVERAL), images).otherwise(F.lit(1)).cast("bigint"))
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
     """Entries -> staged rows (udfs.ingest.SCHEMA)."""
-    worker = partial(kernel.ingest, limits=settings.limits.model_dump(), stores=settings.store_options)
+    columns = {source.name: source.column_names for source in settings.ingest.sources if source.kind == "parquet"}
+    worker = partial(kernel.ingest, limits=settings.limits.model_dump(), stores=settings.store_options, columns=columns)
     return inputs.mapInPandas(worker, kernel.SCHEMA).withColumn("fingerprint", _fingerprint(settings))
 
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
         refused = staged.where(F.col("reject").isNotNull()).withColumn("input_key", input_key())
-        keys = ["input_key", "fingerprint", "image_id", "uri", "offset", "length"]
-        return rejects.rows(lake, refused.select(*keys, "reject.*"), NAME, run, settings.waves.attempts)
+        place = [column for column in addresses.PLACE if column in refused.columns]  # a wave that an older version had staged lacks some
+        told = refused.select("input_key", "fingerprint", "image_id", *place, "reject.*")
+        return rejects.rows(lake, told, NAME, run, settings.waves.attempts)
 
     def images_of(staged: DataFrame, run: str) -> DataFrame:
         found = staged.where(F.col("image").isNotNull()).select("image_id", "image.*").dropDuplicates(["image_id"])
         return _unknown(lake, "images", found, ["image_id"]).withColumn("run", F.lit(run))
 
     def sources_of(staged: DataFrame, run: str) -> DataFrame:
-        absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
-        absent |= {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
-        found = staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint")
+        absent = {"derived_from": F.lit(None).cast("binary"), "run": F.lit(run)}
+        found = rejects.with_place(staged.where(F.col("image").isNotNull()).drop("image", "reject", "fingerprint"))
         # known ones are members of an archive that is read again
         return _unknown(lake, "sources", found.dropDuplicates(KEY), KEY).withColumns(absent)
 
@@ -103,25 +106,40 @@ def _unknown(lake: Lake, table: str, found: DataFrame, key: list[str]) -> DataFr
     """
     hashed = F.xxhash64(*key).alias("hashed")
     near = lake.read(table, lake.version(table)).select(*key, hashed).join(F.broadcast(found.select(hashed)), "hashed", "left_semi")
-    return found.join(near.drop("hashed"), key, "left_anti")
+    known = near.select(*[F.col(column).alias(f"known_{column}") for column in key])
+    same = [F.col(column).eqNullSafe(F.col(f"known_{column}")) for column in key]  # a parquet row has no offset, a file no row
+    return found.join(known, reduce(and_, same), "left_anti")
 
 
 def _listed(lake: Lake, source: Source, settings: Settings) -> DataFrame:
     if source.kind == "manifest":
-        told: dict[str, Any] = {"columns": dict(source.columns), "licence": source.licence, "stores": settings.store_options}
+        told: dict[str, Any] = {"columns": source.column_names, "licence": source.licence, "stores": settings.store_options}
         lines = _manifest_lines(lake, source)
         return lines.mapInPandas(partial(listing.list_manifest, source=source.name, manifest=source.uri, **told), listing.SCHEMA)
+    columns = source.column_names if source.kind == "parquet" else None
+    if columns is not None and (stat := _file(lake, source)) is not None:
+        alone = listing.list_file(to_uri(source.uri), source.name, source.kind, source.licence, columns, stat)
+        return lake.spark.createDataFrame(alone, listing.SCHEMA)
     try:
         work = listing.split_tree(source.uri, lake.opener)
     except Reject as reject:
-        raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected a folder that this machine can list") from None
+        expected = "a folder that this machine can list" + (" or a .parquet file" if source.kind == "parquet" else "")
+        raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected {expected}") from None
     folders = lake.spark.createDataFrame(work, listing.WORK_SCHEMA).repartition(min(len(work), 64))
-    told = {"source": source.name, "root": source.uri, "licence": source.licence, "stores": settings.store_options}
+    told = {"source": source.name, "root": source.uri, "licence": source.licence, "stores": settings.store_options, "columns": columns}
     entries = folders.mapInPandas(partial(listing.list_folders, kind="file", **told), listing.SCHEMA)
-    if source.kind == "tar":
-        is_archive = F.lower("uri").rlike(r"\.(tar|tar\.gz|tgz)$")
-        entries = entries.withColumn("kind", F.when(is_archive, F.lit("tar")).otherwise(F.col("kind")))
+    if source.kind in SEVERAL:
+        is_several = F.lower("uri").rlike(SEVERAL[source.kind])
+        entries = entries.withColumn("kind", F.when(is_several, F.lit(source.kind)).otherwise(F.col("kind")))
     return entries
+
+
+def _file(lake: Lake, source: Source) -> Stat | None:
+    """The state of a source that is one file; None: it is a folder, or not there."""
+    try:
+        return lake.opener.stat(to_uri(source.uri))
+    except Reject:
+        return None
 
 
 def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
@@ -147,8 +165,16 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
 
 
 def states(refused: DataFrame) -> DataFrame:
-    """Rejects of this stage -> with `seen`, the state of the entry that was refused, and `place`, where in it (0: all of it)."""
-    return refused.withColumns({"seen": F.substring_index("fingerprint", "|", -1), "place": F.coalesce("offset", F.lit(0))})
+    """Rejects of this stage -> with `seen`, the state of the entry that was refused, and `place`, where in it."""
+    return refused.withColumns({"seen": F.substring_index("fingerprint", "|", -1), "place": place()})
+
+
+def place() -> Column:
+    """An address -> where in its entry it lies, as a number: 0 for the whole entry, the offset of a member of an archive, row group and row
+    (counted from 1) of a parquet row.
+    """
+    of_row = F.shiftleft(F.col("row_group").cast("bigint") + 1, 32) + F.col("row") + 1
+    return F.coalesce(of_row, F.col("offset"), F.lit(0))
 
 
 def input_key() -> Any:

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import command, waves
+from jobs import command, deny_lists, waves
 from jobs.lake import Lake, hadoop
 from jobs.waves import Projection
 from udfs import snapshot as kernel
@@ -102,7 +102,7 @@ def stats(lake: Lake, training: Training) -> DataFrame:
         "loss_min": F.min(loss),
         "loss_max": F.max(loss),
     }
-    rows = _losses(lake, training).groupBy("image_id").agg(*[column.alias(name) for name, column in summed.items()])
+    rows = deny_lists.allowed(lake, _losses(lake, training)).groupBy("image_id").agg(*[column.alias(name) for name, column in summed.items()])
     told = {name: F.lit(getattr(training, name)) for name in ("training", "model", "export", "manifest_sha256")}
     return rows.withColumns(told).withColumn("loss_mean", F.col("loss_mean").cast("float"))
 

@@ -47,12 +47,15 @@ class Lease:
         self._lost: str | None = None
         self.taken_over: str | None = None
 
-    def __enter__(self) -> Lease:
+    def refuse_holder(self) -> str | None:
+        """-> the run of a dead holder, None when there is none. Raises LeaseHeld when one is alive."""
         holder = self._holder()
-        if holder is not None:
-            if _is_alive(holder):
-                raise LeaseHeld(self._refusal(holder))
-            self.taken_over = holder["run"]
+        if holder is not None and _is_alive(holder):
+            raise LeaseHeld(self._refusal(holder))
+        return None if holder is None else str(holder["run"])
+
+    def __enter__(self) -> Lease:
+        self.taken_over = self.refuse_holder()
         self._write()
         time.sleep(self._settle)
         if (holder := self._holder()) is None or holder["run"] != self._run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-LATER = ("mtime_us", "run", "source", "key", "uri", "offset")  # run ids begin with their time
+LATER = ("mtime_us", "run", "source", "key", "uri", "offset", "row_group", "row")  # run ids begin with their time
 
 
 def latest(sources: DataFrame, *columns: str) -> DataFrame:

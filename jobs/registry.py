@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conf.section import Mistake
 from conf.settings import Mlflow
+from udfs.score_bins import V7, Bins
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,7 +26,10 @@ SYSTEM = "system/"  # how the machine did: no metrics of the model
 
 
 class Head(NamedTuple):
-    """One registered version of a head: `weights` are the safetensors bytes, checked against the registered sha256."""
+    """One registered version of a head: `weights` are the safetensors bytes, checked against the registered sha256.
+
+    bins: of a scorer, the rule that makes its raw scores bins.
+    """
 
     model: str
     version: str
@@ -33,10 +37,14 @@ class Head(NamedTuple):
     encoder_fingerprint: str
     tags: dict[str, str]
     weights: bytes
+    bins: Bins = V7
 
 
-def resolve(settings: Mlflow, model: str, alias: str) -> Head:
-    """Alias -> the version it stands for now. Raises Mistake when there is none or its file is not what was registered."""
+def resolve(settings: Mlflow, model: str, alias: str, trainer: str = "training.train_scorer") -> Head:
+    """Alias -> the version it stands for now. Raises Mistake when there is none or its file is not what was registered.
+
+    trainer: the command that makes one, for the message.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -46,11 +54,11 @@ def resolve(settings: Mlflow, model: str, alias: str) -> Head:
             raise
         raise Mistake(
             f"no version of model {model!r} has the alias {alias!r} in {settings.tracking_uri}; "
-            f"train one (python -m training.train_scorer) or set the alias in MLflow"
+            f"train one (python -m {trainer}) or set the alias in MLflow"
         ) from None
     wanting = [tag for tag in TAGS if tag not in version.tags]
     if wanting:
-        raise Mistake(f"model {model!r} version {version.version} lacks the tags {wanting}; register heads by training.train_scorer")
+        raise Mistake(f"model {model!r} version {version.version} lacks the tags {wanting}; register heads by {trainer}")
     import mlflow
 
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/head.safetensors"))
@@ -88,6 +96,8 @@ class Run(NamedTuple):
 def connect(settings: Mlflow) -> MlflowClient:
     """Settings -> a client of their store, that is quiet and gives up in half a minute."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "15")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     import mlflow

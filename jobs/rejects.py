@@ -15,7 +15,8 @@ def settled(lake: Lake, stage: str) -> DataFrame:
 
 
 def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) -> DataFrame | None:
-    """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) -> rows of `rejects`; None when there are none.
+    """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) and, of a parquet row, its place -> rows of `rejects`;
+    None when there are none.
 
     A transient reject counts its attempts from what the table holds and is permanent at `attempts`. The table is read at
     a pinned version: an append whose plan reads the table it writes conflicts with every other append.
@@ -28,5 +29,10 @@ def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) ->
     joined = refused.join(counted, ["input_key", "fingerprint"], "left").withColumn("attempts", attempt.cast("int"))
     named = joined.withColumn("permanent", ~F.col("transient") | (F.col("attempts") >= attempts))
     named = named.withColumns({"stage": F.lit(stage), "run": F.lit(run)})
-    absent = {"row_group": F.lit(None).cast("int"), "row": F.lit(None).cast("int"), "column": F.lit(None).cast("string")}
-    return named.withColumns(absent)
+    return with_place(named)
+
+
+def with_place(rows: DataFrame) -> DataFrame:
+    """Rows -> with row_group, row and column, NULL where they are lacking."""
+    kinds = {"row_group": "int", "row": "int", "column": "string"}
+    return rows.withColumns({name: F.lit(None).cast(kind) for name, kind in kinds.items() if name not in rows.columns})

@@ -2,8 +2,8 @@
 
     spark-submit --jars '.cache/jars/*.jar' jobs/report.py --config conf/demo.yaml
 
-Funnel, reject reasons and dropped images with thumbnails, score histogram with images of each bin, pixel statistics, label
-quality, versions of everything. It reads a bounded number of images, whatever the lake's size; what cannot be drawn is
+Funnel, reject reasons and dropped images with thumbnails, score histogram with images of each bin and what the score follows, style
+clusters, flags, pixel statistics, label quality, versions of everything. It reads a bounded number of images, whatever the lake's size; what cannot be drawn is
 shown as a box with its reason. Made again only when a table, the champion or the settings changed.
 """
 
@@ -13,26 +13,39 @@ import base64
 import io
 import json
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
-from jobs import command, embedding, facts, funnel, occurrences, score, select_images
+from jobs import (
+    command,
+    deny_lists,
+    embedding,
+    facts,
+    funnel,
+    occurrences,
+    report_flags,
+    report_scores,
+    report_styles,
+    score,
+    select_images,
+)
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.tables import TABLES
-from udfs import decode, reject
+from udfs import addresses, decode, reject
 from udfs.embed import ORIGINAL, PIXELS
 from udfs.opener import to_uri
 
 NAME = "report"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 THUMBNAIL = 112  # pixels of the longer side
 STATISTICS = {  # name -> unit, as udfs/pixel_statistics.py defines them
     "mean": "luma, levels of 255",
@@ -51,7 +64,13 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     versions = lake.versions(TABLES)
     selection = select_images.identity(lake, settings, score.fingerprint(head), {name: versions[name] for name in facts.TABLES})
     identity = digest(
-        REPORT_VERSION, embedding.outputs(settings), versions, selection, head.version, head.tags, settings.report, settings.label
+        REPORT_VERSION,
+        embedding.outputs(settings),
+        versions,
+        selection,
+        head.version,
+        head.tags,
+        *(settings.report, settings.label, settings.score, report_styles.identity(lake, settings), report_flags.identity(settings)),
     )
     if not select_images.is_made(lake, selection):
         raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")
@@ -70,6 +89,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "funnel": funnel.measure(lake, settings, selection, score.fingerprint(head)),
         "rejects": _rejects(lake, settings, score.fingerprint(head), many),
         "drops": _drops(lake, settings, selection, many),
+        "bias": report_scores.section(lake, settings, head),
+        "styles": report_styles.section(lake, settings),
+        "flags": report_flags.section(lake, settings, partial(_pictures, lake, settings)),
         "bins": _bins(lake, settings, score.fingerprint(head), many),
         "statistics": _statistics(lake, outputs[PIXELS]),
         "labels": _labels(lake),
@@ -79,10 +101,17 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "fingerprints": outputs | {"scores": score.fingerprint(head)},
         "packages": {name: version(name) for name in PACKAGES},
     }
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = page.from_string((Path(__file__).parent / "report.html").read_text())
-    lake.opener.write(uri, template.render(told).encode())
+    folder = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    lake.opener.write(uri, page.get_template("report.html").render(told).encode())
     print(f"{NAME}: {settings.report.path}")
+
+
+def _pictures(lake: Lake, settings: Settings, rows: DataFrame, group: str) -> dict[Any, list[dict[str, Any]]]:
+    """Rows with image_id, a caption and a column that groups them -> group -> what the page shows of some of them."""
+    placed, many = _placed(lake, rows), settings.report.images_per_group
+    counts = {row[group]: row["count"] for row in placed.groupBy(group).count().collect()}
+    return {key: _drawn(lake, settings, some) for key, some in _some(_sampled(placed, group, counts, many), group, many).items()}
 
 
 def thumbnail(data: bytes, limits: dict[str, Any]) -> str:
@@ -95,7 +124,7 @@ def thumbnail(data: bytes, limits: dict[str, Any]) -> str:
 
 
 def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows with uri, offset, length, a caption and, when they are rejects, a code -> what the page shows of each."""
+    """Rows with an address, a caption and, when they are rejects, a code -> what the page shows of each."""
     shown = []
     for row in (one.asDict() for one in rows):
         picture, why = None, ""
@@ -104,7 +133,7 @@ def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str
                 raise reject.Reject(row.get("code", "empty"))
             if row["length"] > settings.limits.max_bytes:
                 raise reject.Reject("too_many_bytes")
-            picture = thumbnail(lake.opener.read(row["uri"], row["offset"], row["length"]), settings.limits.model_dump())
+            picture = thumbnail(addresses.read(row, lake.opener), settings.limits.model_dump())
         except reject.Reject as failed:
             why = failed.code
         shown.append({"picture": picture, "why": why, "caption": row["caption"], "name": (row["uri"] or "").rpartition("/")[2]})
@@ -113,7 +142,7 @@ def _drawn(lake: Lake, settings: Settings, rows: Iterable[Row]) -> list[dict[str
 
 def _some(rows: DataFrame, group: str, many: int) -> dict[Any, list[Row]]:
     """At most `many` rows of each group, by a hash of their id, so that the choice is stable and not the first ones."""
-    order: Column = F.xxhash64("image_id", "uri", "offset")
+    order: Column = F.xxhash64("image_id", *embedding.ORDER)
     ranked = rows.groupBy(group).agg(
         F.slice(F.sort_array(F.collect_list(F.struct(order.alias("order"), F.struct("*").alias("row")))), 1, many).alias("some")
     )
@@ -121,12 +150,14 @@ def _some(rows: DataFrame, group: str, many: int) -> dict[Any, list[Row]]:
 
 
 def _placed(lake: Lake, rows: DataFrame) -> DataFrame:
-    """Adds the latest address of each image."""
-    return rows.join(occurrences.latest(lake.read("sources"), "uri", "offset", "length"), "image_id")
+    """Adds the latest address of each image, but for denied ones: no page shows them."""
+    return deny_lists.allowed(lake, rows).join(occurrences.latest(lake.read("sources"), *addresses.PLACE), "image_id")
 
 
 def _rejects(lake: Lake, settings: Settings, scores: str, many: int) -> list[dict[str, Any]]:
     rows = funnel.standing(lake, settings, scores)
+    denied = deny_lists.ids(lake).withColumn("is_denied", F.lit(True))  # whatever else was wrong with such an image is not shown
+    rows = rows.join(denied, "image_id", "left").where(F.col("is_denied").isNull() | (F.col("code") == deny_lists.CODE)).drop("is_denied")
     name = F.element_at(F.split("uri", "/"), -1)
     rows = rows.withColumn("caption", F.concat_ws(" · ", name, "stage", "detail"))
     counts = {row["code"]: row["count"] for row in rows.groupBy("code").count().collect()}
@@ -141,7 +172,7 @@ def _sampled(rows: DataFrame, group: str, counts: dict[Any, int], many: int) -> 
     """Thins groups out before they are gathered, so that none holds more than some hundred rows on one task."""
     share = {key: min(1.0, 50.0 * many / count) for key, count in counts.items()}
     threshold = F.element_at(F.create_map(*[F.lit(x) for pair in share.items() for x in pair]), F.col(group)) if share else F.lit(1.0)
-    draw = F.pmod(F.xxhash64("image_id", "uri", "offset"), F.lit(1_000_000)) / 1_000_000
+    draw = F.pmod(F.xxhash64("image_id", *embedding.ORDER), F.lit(1_000_000)) / 1_000_000
     return rows.where(draw < threshold)
 
 

@@ -1,9 +1,9 @@
-"""The whole main job, in order, in one Spark session; the trainer as a process of its own.
+"""The whole main job, in order, in one Spark session; the trainers as processes of their own.
 
     python -m jobs.run_all --config conf/demo.yaml
 
-Every stage starts from what is pending, so a second run finds nothing to do. At the end: the funnel, where the report lies, and
-how to open MLflow.
+Stages whose section a config leaves out (`deny.lists`, `label_classes`, `classify`, `styles`) are left out too. Every stage starts from
+what is pending, so a second run finds nothing to do. At the end: the funnel, where the report lies, and how to open MLflow.
 """
 
 from __future__ import annotations
@@ -18,26 +18,36 @@ from functools import cache
 from conf.section import Mistake
 from conf.settings import Settings
 from jobs import (
+    assign_styles,
+    classify,
     command,
+    deny,
     embed,
+    export_classes,
     export_labels,
     export_selection,
     facts,
+    fit_styles,
+    flag,
     funnel,
     ingest,
     label,
+    label_classes,
     land_train_stats,
     report,
     score,
     select_images,
+    style_sheets,
 )
 from jobs.lake import Lake
 from jobs.registry import Head
 from udfs.opener import to_path
 
+Stages = list[tuple[str, Callable[[], object]]]
+
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequence[str] | None = None) -> None:
-    """`arguments`: the command line's, handed to the trainer as they are (None: sys.argv)."""
+    """`arguments`: the command line's, handed to the trainers as they are (None: sys.argv)."""
     start = time.monotonic()
     if plan_only:
         if not ingest.run(lake, settings, True):
@@ -51,14 +61,24 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
         """The champion, resolved once: a promotion in the middle of a run must not split it."""
         return score.champion(settings)
 
-    stages: list[tuple[str, Callable[[], object]]] = [
+    @cache
+    def classifiers() -> list[Head]:
+        return classify.champions(settings)
+
+    given = sys.argv[1:] if arguments is None else arguments
+    stages: Stages = [
         ("ingest", lambda: ingest.run(lake, settings)),
         ("embed", lambda: embed.run(lake, settings)),
+        *([("deny", lambda: deny.run(lake, settings))] if settings.deny.lists else []),
         ("label", lambda: label.run(lake, settings)),
         ("export labels", lambda: export_labels.run(lake, settings)),
-        ("train scorer", lambda: train(lake, settings, sys.argv[1:] if arguments is None else arguments)),
+        ("train scorer", lambda: train("training.train_scorer", export_labels.folder(lake, settings), given)),
+        *(_of_classes(lake, settings, given) if settings.label_classes else []),
         ("land train stats", lambda: land_train_stats.run(lake, settings)),
         ("score", lambda: score.run(lake, settings, head=head())),
+        *([("classify", lambda: classify.run(lake, settings, heads=classifiers()))] if settings.classify else []),
+        *(_of_styles(lake, settings) if has_styles(settings) else []),
+        ("flag", lambda: flag.run(lake, settings, heads=classifiers())),
         ("select", lambda: select_images.run(lake, settings, head=head())),
         ("export selection", lambda: export_selection.run(lake, settings, head=head())),
         ("report", lambda: report.run(lake, settings, head=head())),
@@ -71,14 +91,38 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
     tell(lake, settings, head(), time.monotonic() - start)
 
 
-def train(lake: Lake, settings: Settings, arguments: Sequence[str]) -> None:
-    """The trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
-    export = export_labels.folder(lake, settings)
+def has_styles(settings: Settings) -> bool:
+    """Whether the build asks for style clusters: it has the section."""
+    return "styles" in settings.model_fields_set
+
+
+def _of_classes(lake: Lake, settings: Settings, given: Sequence[str]) -> Stages:
+    @cache
+    def export() -> str:
+        return export_classes.run(lake, settings)
+
+    return [
+        ("label classes", lambda: label_classes.run(lake, settings)),
+        ("export classes", export),
+        ("train classifier", lambda: train("training.train_classifier", export(), given)),
+    ]
+
+
+def _of_styles(lake: Lake, settings: Settings) -> Stages:
+    return [
+        ("fit styles", lambda: fit_styles.run(lake, settings)),
+        ("assign styles", lambda: assign_styles.run(lake, settings)),
+        ("style sheets", lambda: style_sheets.run(lake, settings)),
+    ]
+
+
+def train(trainer: str, export: str, arguments: Sequence[str]) -> None:
+    """A trainer as a process: the two rooms meet in the export and in the registry. Its messages are its own."""
     export = os.fsdecode(to_path(export)) if export.startswith("file://") else export
-    done = subprocess.run([sys.executable, "-m", "training.train_scorer", export, *arguments])
+    done = subprocess.run([sys.executable, "-m", trainer, export, *arguments])
     if done.returncode != 0:
         raise Mistake(
-            f"the trainer ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice"
+            f"{trainer} ended with status {done.returncode}; what it said stands above. Run again: what is done is not done twice"
         )
 
 

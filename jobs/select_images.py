@@ -2,37 +2,39 @@
 
     spark-submit --jars '.cache/jars/*.jar' jobs/select_images.py --config conf/demo.yaml
 
-The rules are YAML (`select`): floors, maxima, allowed and excluded words, and a seeded limit; one rule stands always: an image
-that any of its sources has opted out is dropped (`opted_out`). Same tables, same rules, same selection: its id is their digest,
-and one that is there is not made again. An image without a value fails the rules over that value, named. Cost: a join of narrow tables, no model.
+The rules are YAML (`select`): floors, maxima, allowed and excluded words, caps (of AI-generated images at most so many a style, say) and a
+seeded limit. Two rules stand always: an image that any of its sources has opted out is dropped (`opted_out`), and one that is denied is dropped
+for that alone (`denied`). Same tables, same rules, same selection: its id is the digest of the rules and of the values they ask for, and one
+that is there is not made again. An image without a value fails the rules over that value, named. Cost: a join of narrow tables, no model.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame
+from collections.abc import Sequence
+
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
-from conf.settings import Select, Settings, digest, load_encoder
-from jobs import command, embed, embedding, facts, score, snapshot, waves
+from conf.settings import Select, Settings, digest, load_detector, load_encoder
+from jobs import assign_styles, centres, classify, command, embed, embedding, facts, flag, score, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.waves import Projection
+from udfs import class_head
 from udfs.embed import PIXELS
 
 NAME = "select"
 OPTED_OUT = Select.Rule(name="opted_out", value="opt_out", none_of=("true",))
+DENIED = Select.Rule(name="denied", value="denied", none_of=("true",))
+STANDING = (OPTED_OUT, DENIED)
 FAILED = "array<struct<rule:string,value:string,bound:string,version:string>>"
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
     """`head`: the champion where the caller has resolved it."""
     head = head or score.champion(settings)
-    needed = F.array(F.lit(PIXELS), F.lit(load_encoder(settings.encoder).name))
-    if not embed.pending(lake, settings).where(F.arrays_overlap("untried", needed)).isEmpty():
-        raise Mistake("select: images have no vector or pixel statistics by this config yet; run the stages embed and score first")
-    if not score.pending(lake, settings, head).isEmpty():
-        raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
+    _demand(lake, settings, head)
     scores = score.fingerprint(head)
     versions = lake.versions(facts.TABLES)
     selection = identity(lake, settings, scores, versions)
@@ -44,28 +46,72 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         if is_made(lake, selection):
             print(f"{NAME}: nothing to do, selection {selection} is there")
             return
-        decided = decide(facts.gather(lake, settings, scores, versions), settings.select)
+        decided = decide(facts.gather(lake, settings, scores, versions, made_by(settings)), settings.select)
         stage.run_whole(decided.withColumns({"selection": F.lit(selection), "name": F.lit(settings.select.name)}))
     kept = lake.read("selections").where(F.col("selection") == selection).count()
     print(f"{NAME}: selection {selection} keeps {kept} of {lake.read('images', versions['images']).count()} images")
 
 
+def _demand(lake: Lake, settings: Settings, head: Head) -> None:
+    """Raises Mistake when a stage has not given yet what the selection asks for: a missing value must not be a stage that was left out."""
+    asked = facts.tables_used(settings.select)
+    outputs = [PIXELS, load_encoder(settings.encoder).name]
+    outputs += [load_detector(name).name for name in settings.embed.detectors] if "flags" in asked else []
+    outputs += [centres.encoder(settings)] if "styles" in asked else []
+    needed = F.array(*[F.lit(name) for name in outputs])
+    if not embed.pending(lake, settings).where(F.arrays_overlap("untried", needed)).isEmpty():
+        raise Mistake(
+            "select: images have no vector, detection or pixel statistics by this config yet; run the stages embed and score first"
+        )
+    if not score.pending(lake, settings, head).isEmpty():
+        raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
+    heads = _heads(settings) if {"flags", "classes"} & set(asked) else []
+    late = ["classify"] if any(not classify.pending(lake, one).isEmpty() for one in heads) else []
+    if "styles" in asked and not assign_styles.pending(lake, settings, centres.current(settings)).isEmpty():
+        late.append("assign_styles")
+    if "flags" in asked and not flag.pending(lake, flag.evidence(settings, heads)).isEmpty():
+        late.append("flag")
+    if late:
+        raise Mistake(f"select: rules or caps ask for {', '.join(asked)}, and images have none yet; run the stages {', '.join(late)} first")
+
+
+def made_by(settings: Settings) -> dict[str, str]:
+    """-> table of facts.MADE that the selection asks -> the fingerprint of the rows that count now."""
+    asked, told = facts.tables_used(settings.select), {}
+    heads = _heads(settings) if {"flags", "classes"} & set(asked) else []
+    if "flags" in asked:
+        told["flags"] = flag.evidence(settings, heads).fingerprint
+    if "styles" in asked:
+        told["styles"] = centres.fingerprint(centres.current(settings), settings)
+    if "classes" in asked:
+        style = [one for one in heads if class_head.read_about(one.weights).label == flag.STYLE]
+        told["classes"] = classify.fingerprint(style[0])
+    return told
+
+
+def _heads(settings: Settings) -> list[Head]:
+    """The classifiers that a selection may ask."""
+    return [classify.champion(settings, entry) for entry in settings.classify if entry.label in (flag.STYLE, flag.AI)]
+
+
 def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
     """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
-    asked = digest(lake.root, settings.lake, OPTED_OUT, settings.select, scores, embedding.outputs(settings)[PIXELS], versions)
+    made = made_by(settings)
+    asked = digest(lake.root, settings.lake, *STANDING, settings.select, scores, embedding.outputs(settings)[PIXELS], made, versions)
     if asked not in _identities:  # a pass over the facts: several stages of one session ask the same
-        _identities[asked] = _summed(facts.gather(lake, settings, scores, versions), settings, scores)
+        _identities[asked] = _summed(facts.gather(lake, settings, scores, versions, made), settings, scores, made)
     return _identities[asked]
 
 
 _identities: dict[str, str] = {}
 
 
-def _summed(known: DataFrame, settings: Settings, scores: str) -> str:
-    content = snapshot.content(["image_id", *facts.NUMBERS, *facts.WORDS])
+def _summed(known: DataFrame, settings: Settings, scores: str, made: dict[str, str]) -> str:
+    content = snapshot.content(["image_id", *facts.used(settings.select)])
     summed = known.agg(F.count("*").alias("images"), content.alias("content")).first()
     assert summed is not None
-    return digest(OPTED_OUT, settings.select, scores, embedding.outputs(settings)[PIXELS], summed["images"], str(summed["content"]))
+    by = (scores, embedding.outputs(settings)[PIXELS], made)
+    return digest(*STANDING, settings.select, *by, summed["images"], str(summed["content"]))
 
 
 def is_made(lake: Lake, selection: str) -> bool:
@@ -76,7 +122,13 @@ def decide(known: DataFrame, settings: Select) -> DataFrame:
     """facts.gather rows -> (image_id, kept, failed, score), deterministic in the seed."""
     rules = (OPTED_OUT, *settings.rules)
     failures = F.filter(F.array(*[_failure(rule) for rule in rules]).cast(FAILED), lambda failed: failed.isNotNull())
-    rows = known.select("image_id", failures.alias("failed"), F.col("score").cast("int").alias("score"))
+    denied = _failure(DENIED)  # nothing else is told of such an image
+    failed = F.when(denied.isNotNull(), F.array(denied).cast(FAILED)).otherwise(failures)
+    asked = [F.col(value).alias(f"of_{value}") for value in _of_caps(settings.caps)]
+    rows = known.select("image_id", failed.alias("failed"), F.col("score").cast("int").alias("score"), *asked)
+    for cap in settings.caps:
+        rows = _capped(rows, cap, settings.seed)
+    rows = rows.select("image_id", "failed", "score")
     if settings.limit is not None:
         draw = F.xxhash64(F.lit(settings.seed), "image_id")
         last = _threshold(rows.where(F.size("failed") == 0).select(draw.alias("draw")), settings.limit)
@@ -85,6 +137,36 @@ def decide(known: DataFrame, settings: Select) -> DataFrame:
             beyond = (F.size("failed") == 0) & (draw > F.lit(last))
             rows = rows.withColumn("failed", F.when(beyond, F.array(over)).otherwise(F.col("failed")))
     return rows.withColumn("kept", F.size("failed") == 0)
+
+
+def _of_caps(caps: Sequence[Select.Cap]) -> list[str]:
+    """-> the values that caps ask for, each once."""
+    return sorted({cap.value for cap in caps} | {cap.per for cap in caps if cap.per is not None})
+
+
+def _capped(rows: DataFrame, cap: Select.Cap, seed: int) -> DataFrame:
+    """Rows with `failed` and the values of caps -> the same, where those beyond the cap of their group have failed it.
+
+    A group's at_most-th smallest draw is its threshold: ranked within each group by Spark, one number a group joined back. Images
+    without a group are one group, `none`.
+    """
+    draw = F.xxhash64(F.lit(seed), "image_id")
+    words = F.array(*[F.lit(word) for word in cap.words])
+    mine = (F.size("failed") == 0) & F.coalesce(F.arrays_overlap(f"of_{cap.value}", words), F.lit(False))
+    named = F.concat_ws(", ", f"of_{cap.per}") if cap.per is not None else F.lit("all")
+    rows = rows.withColumns({"mine": mine, "draw": draw, "group": F.when(named == "", "none").otherwise(named)})
+    within = Window.partitionBy("group").orderBy("draw", "image_id")
+    ranked = rows.where("mine").select("group", "draw", F.row_number().over(within).alias("rank"))
+    last = ranked.where(F.col("rank") == max(cap.at_most, 1)).select("group", F.col("draw").alias("last"))
+    rows = rows.join(last, "group", "left")
+    beyond = F.col("mine") & (F.col("draw") > F.col("last") if cap.at_most else F.lit(True))
+    per = f" a {cap.per}" if cap.per is not None else ""
+    bound = F.concat(
+        F.lit(f"<= {cap.at_most} of {cap.value} {', '.join(cap.words)}{per} ("), "group", F.lit(": draw "), F.col("last"), F.lit(")")
+    )
+    over = _failed(cap.name, F.hex("draw"), bound, F.lit(f"seed {seed}"))
+    rows = rows.withColumn("failed", F.when(F.coalesce(beyond, F.lit(False)), F.array(over).cast(FAILED)).otherwise(F.col("failed")))
+    return rows.drop("mine", "draw", "group", "last")
 
 
 def _threshold(draws: DataFrame, limit: int) -> int | None:
@@ -127,11 +209,11 @@ def _failure(rule: Select.Rule) -> Column:
     return F.when(~F.coalesce(passes, F.lit(False)), _failed(rule.name, shown, bound, F.col(version)))
 
 
-def _failed(rule: str, value: Column, bound: str, version: Column) -> Column:
+def _failed(rule: str, value: Column, bound: str | Column, version: Column) -> Column:
     return F.struct(
         F.lit(rule).alias("rule"),
         F.coalesce(value, F.lit("no value")).alias("value"),
-        F.lit(bound).alias("bound"),
+        (F.lit(bound) if isinstance(bound, str) else bound).alias("bound"),
         F.coalesce(version, F.lit("none")).alias("version"),
     )
 

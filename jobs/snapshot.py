@@ -46,10 +46,14 @@ def identity(kind: str, rows: DataFrame, settings: Settings) -> tuple[str, int]:
     return digest(kernel.FORMAT, kind, str(summed["content"]), summed["n"], laid_out), summed["n"]
 
 
+def draw(settings: Settings, of: str = "image_id") -> Column:
+    """-> a number in [0, 1) by a seeded hash of an id: the same in every export."""
+    return F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), of), F.lit(1_000_000)) / 1_000_000
+
+
 def bucket(settings: Settings) -> Column:
-    """`train` or `held_out`, by a seeded hash of the image: the same in every export that is split."""
-    draw = F.pmod(F.xxhash64(F.lit(settings.export.seed), F.lit("split"), "image_id"), F.lit(1_000_000)) / 1_000_000
-    return F.when(draw < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
+    """`train` or `held_out`, by the draw of the image."""
+    return F.when(draw(settings) < settings.export.held_out, "held_out").otherwise("train").alias("bucket")
 
 
 def make(

@@ -3,7 +3,7 @@
 `image_id` is the 32 raw bytes of the sha256 of the original file (hex in commands and in SQL by `hex(image_id)`).
 A `fingerprint` names the model, preprocessing and kernel version that a row came from. `run` is the run that landed
 the row. An address is (uri, offset, length): a whole file has offset 0; a member of a tar lies inside its uri; an
-image in a parquet column has row_group, row and column instead of a byte range.
+image in a parquet column has row_group, row (both from 0) and column, no offset, and length is the bytes of its cell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ID_CHECK = ("image_id_is_sha256", "octet_length(image_id) = 32")
 
 @dataclass(frozen=True)
 class Table:
-    """`key` is unique in the table; `checks` are (name, SQL condition) pairs that Delta enforces.
+    """`key` is unique in the table, NULL counting as a value (join by `<=>`); `checks` are (name, SQL condition) pairs that Delta enforces.
 
     `later`: (name, type) of columns that lakes made by older code lack; rows from before they came read NULL there.
     """
@@ -50,14 +50,14 @@ TABLES: dict[str, Table] = {
             f"source STRING NOT NULL, key STRING NOT NULL, {IMAGE_ID}, entry STRING NOT NULL, seen STRING NOT NULL, {ADDRESS}, "
             "size BIGINT NOT NULL, mtime_us BIGINT NOT NULL, tags ARRAY<STRING> NOT NULL, alt_text STRING, licence STRING, "
             f"opt_out BOOLEAN NOT NULL, derived_from BINARY, {RUN}",
-            ("source", "key", "entry", "seen", "offset"),
+            ("source", "key", "entry", "seen", "offset", "row_group", "row"),
             (_ID_CHECK, ("has_address", "uri IS NOT NULL AND ((offset >= 0 AND length > 0) OR (row_group >= 0 AND row >= 0))")),
         ),
         Table(
             "rejects",
             f"stage STRING NOT NULL, input_key STRING NOT NULL, fingerprint STRING NOT NULL, image_id BINARY, {ADDRESS}, "
             f"code STRING NOT NULL, detail STRING NOT NULL, permanent BOOLEAN NOT NULL, attempts INT NOT NULL, {RUN}",
-            ("stage", "input_key", "fingerprint", "attempts", "offset"),  # offset: members of one archive
+            ("stage", "input_key", "fingerprint", "attempts", "offset", "row_group", "row"),  # these: members of one file
             (("attempts_from_one", "attempts >= 1"),),
         ),
         Table(
@@ -93,7 +93,9 @@ TABLES: dict[str, Table] = {
             f"fingerprint STRING NOT NULL, {RUN}",
             ("image_id", "view", "kind", "rater", "fingerprint"),
             (_ID_CHECK, ("value_in_unit", "value BETWEEN 0 AND 1")),
-            (("class", "STRING"),),  # of a kind that is a choice (`style`, `ai_generated`): its name, and value is 1
+            # class: of a kind that is a choice (`style`, `ai_generated`): its name, and value is 1. origin: the collection that the image is
+            # from, as the rater says it
+            (("class", "STRING"), ("origin", "STRING")),
         ),
         Table(
             "scores",
@@ -124,9 +126,9 @@ TABLES: dict[str, Table] = {
         Table(
             # the evidence of all detectors and classifiers under one set of thresholds; NULL: no model that could say so ran
             "flags",
-            f"{IMAGE_ID}, fingerprint STRING NOT NULL, domain STRING, rating STRING, rating_by STRING, tags ARRAY<STRING> NOT NULL, "
-            "ai_generated STRING NOT NULL, ai_evidence ARRAY<STRING> NOT NULL, has_text BOOLEAN, text STRING, text_share FLOAT, "
-            f"watermark FLOAT, versions STRING NOT NULL, {RUN}",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, domain STRING, rating STRING, rating_by STRING, nsfw FLOAT, "
+            "tags ARRAY<STRING> NOT NULL, ai_generated STRING NOT NULL, ai_evidence ARRAY<STRING> NOT NULL, has_text BOOLEAN, "
+            f"text STRING, text_share FLOAT, watermark FLOAT, versions STRING NOT NULL, {RUN}",
             ("image_id", "fingerprint"),
             (
                 _ID_CHECK,

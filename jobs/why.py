@@ -2,12 +2,16 @@
 
     python -m jobs.why IMAGE --config conf/demo.yaml
 
-IMAGE is an id (hex, 8 digits or more), a file (its bytes are hashed), or a key or address as a source gave it.
+IMAGE is an id (hex, 8 digits or more), a file (its bytes are hashed), or a key or address as a source gave it; a row of a parquet
+file is FILE#ROW_GROUP/ROW, both counted from 0.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +92,15 @@ def find(lake: Lake, image: str) -> list[bytes]:
 
 
 def _named(image: str, columns: tuple[str, ...]) -> Column:
-    tests = [(F.col(column) == image) | F.col(column).endswith(f"/{image}") for column in columns]
-    return tests[0] | tests[1]
+    """Rows of `sources` or `rejects` that are called so, or are that row of that parquet file."""
+    tests = [_ends(column, image) for column in columns]
+    if cell := re.fullmatch(r"(.+)#(\d{1,9})/(\d{1,9})", image):
+        tests.append(_ends("uri", cell[1]) & (F.col("row_group") == int(cell[2])) & (F.col("row") == int(cell[3])))
+    return reduce(or_, tests)
+
+
+def _ends(column: str, name: str) -> Column:
+    return (F.col(column) == name) | F.col(column).endswith(f"/{name}")
 
 
 def _rows(rows: DataFrame) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
-from benchmarks import feed_loops, feed_part, made_exports, pictures, results, step_part
+from benchmarks import bench, feed_loops, feed_part, lakes, linear_part, made_exports, pictures, results, step_part
 from benchmarks.results import Run
-from conf.settings import Limits, load_encoder
+from conf.settings import Limits, load, load_encoder
 from udfs import tower_colour_grid
 from udfs.decode import decode
 from udfs.perceptual_hash import phash
@@ -44,13 +45,13 @@ def test_the_bare_loop_gives_every_image_the_kernels_own_numbers(tmp_path: Path)
     pictures.write_photographs(tmp_path / "images", 5, pictures.SMALL)
     command = [sys.executable, "-m", "benchmarks.bare_loop", str(tmp_path / "images"), str(tmp_path / "out")]
     subprocess.run([*command, "--encoder", "colour-grid", "--processes", "2", "--batch-size", "2"], cwd=ROOT, check=True)
-    shares = [np.load(tmp_path / f"out.{number}.npz") for number in range(2)]
-    paths = [Path(path) for share in shares for path in share["path"]]
-    assert paths == sorted((tmp_path / "images").iterdir())
-    image = decode(paths[3].read_bytes(), LIMITS).image
+    shares = [parquet.read_table(tmp_path / f"out/{number}.parquet").to_pylist() for number in range(2)]
+    assert [Path(row["path"]) for share in shares for row in share] == sorted((tmp_path / "images").iterdir())
+    row = shares[1][0]
+    image = decode(Path(row["path"]).read_bytes(), LIMITS).image
     prepared = tower_colour_grid.prepare(image, load_encoder("colour-grid").model_dump())
-    assert (shares[1]["vector"][0] == tower_colour_grid.encode(None, prepared[None])[0].astype("<f2")).all()
-    assert tuple(bytes(value) for value in shares[1]["phash"][0]) == phash(image)
+    assert row["vector"] == tower_colour_grid.encode(None, prepared[None])[0].astype("<f2").tobytes()
+    assert (row["phash"], row["mirror"]) == phash(image)
 
 
 def test_the_cpu_time_of_a_process_that_outlives_its_parent_is_counted(tmp_path: Path) -> None:
@@ -132,20 +133,67 @@ def test_a_step_is_compared_with_the_bare_one_of_its_repeat_and_only_when_both_e
         step_part.check_same([*runs, runs[-1]._replace(weights=50.1)])
 
 
-def test_the_ratio_is_of_the_slopes_and_start_up_stands_apart() -> None:
-    costs = {"bare": (1.0, 0.010), "spark": (20.0, 0.0125)}
-    runs = [
+def runs_of(costs: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (100, 500)) -> list[Run]:
+    """kind -> (start-up, CPU seconds an image) as measured twice, the second time at twice the cost."""
+    return [
         Run("p", kind, images, repeat, 0.0, (start + images * each) * (1 + repeat), {"driver": 100.0 * repeat})
         for kind, (start, each) in costs.items()
-        for images in (100, 500)
+        for images in sizes
         for repeat in (0, 1)
     ]
-    assert results.ratios(runs, "p") == pytest.approx([0.8, 0.8])
+
+
+def test_the_ratio_is_of_the_slopes_and_start_up_stands_apart() -> None:
+    runs = runs_of({"ray": (30.0, 0.02), "bare": (1.0, 0.010), "spark": (20.0, 0.0125)})
+    assert results.ratios(runs, "p") == pytest.approx([1.25, 1.25])
+    assert results.ratios(runs, "p", "spark", "ray") == pytest.approx([0.625, 0.625])
     first = [run for run in results.of(runs, "p", "spark") if run.repeat == 0]
     assert results.slope(first)[:2] == pytest.approx((12.5, 20.0))
-    table = results.markdown(results.COST_HEAD, results.cost_rows(runs))
-    assert len({line.count("|") for line in table.splitlines()}) == 1
+    rows = results.cost_rows(runs)
+    assert [row[1] for row in rows] == ["bare loop", "Studbook", "Ray Data"]
+    assert {len(row) for row in rows} == {len(results.COST_HEAD)}
     assert "| 500 | 100 | - | - |" in results.markdown(results.MEMORY_HEAD, results.memory_rows(runs))
+
+
+def test_a_cost_that_grows_with_the_lake_is_told_whatever_start_up_costs() -> None:
+    sizes = (300, 3_000, 30_000)
+    assert linear_part.growth(runs_of({"spark": (20.0, 0.004)}, sizes), sizes) == pytest.approx([1.0, 1.0])
+    grown = [
+        run._replace(cpu=run.cpu + (run.images == 30_000) * 27.0 * (1 + run.repeat)) for run in runs_of({"spark": (20.0, 0.004)}, sizes)
+    ]
+    assert linear_part.growth(grown, sizes) == pytest.approx([1.25, 1.25])
+    assert {len(row) for row in linear_part.rows(grown)} == {len(linear_part.HEAD)}
+
+
+def test_pipelines_that_made_other_vectors_or_other_images_are_not_compared() -> None:
+    def made(*values: float) -> dict[bytes, bytes]:
+        return {bytes([number]): np.array([value], "<f2").tobytes() for number, value in enumerate(values)}
+
+    bench.check_same("p", 2, {"bare": made(0.5, 0.25), "daft": made(0.5, 0.252)})
+    with pytest.raises(RuntimeError, match=r"daft and bare differ by 0\.25"):
+        bench.check_same("p", 2, {"bare": made(0.5, 0.25), "daft": made(0.5, 0.5)})
+    with pytest.raises(RuntimeError, match="2 images; daft embedded 1, bare 2"):
+        bench.check_same("p", 2, {"bare": made(0.5, 0.25), "daft": made(0.5)})
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        bench.check_same("p", 1, {"bare": made(0.5), "daft": made(float("nan"))})
+
+
+def test_the_measured_stage_runs_under_settings_that_are_whole(tmp_path: Path) -> None:
+    told = lakes.overrides(tmp_path / "lake", tmp_path / "images", "clip-vit-b-16-demo", (300, 75))
+    settings = load(ROOT / lakes.CONFIG, told[1::2])
+    assert settings.embed.encoders == ("clip-vit-b-16-demo",) and settings.embed.model_threads == 1
+    assert (settings.waves.rows, settings.waves.task_rows) == (300, 75)
+
+
+def test_the_peers_run_the_kernel_on_the_projects_own_versions() -> None:
+    pinned = {
+        line.split(" ")[0].partition("==")[0]: line.split(" ")[0].partition("==")[2]
+        for line in (ROOT / "benchmarks/peers.lock").read_text().splitlines()
+        if line[:1].isalnum()
+    }
+    assert pinned["daft"] and pinned["ray"]
+    for name in ("numpy", "onnxruntime", "pillow", "simplejpeg", "pandas"):
+        assert f"\n{name}=={pinned[name]} " in (ROOT / "requirements.lock").read_text()
 
 
 def test_the_stages_of_an_empty_run_are_read_from_what_it_said() -> None:

@@ -60,12 +60,12 @@ def summarise(evaluation: Mapping[str, Any]) -> str:
     whole = evaluation["scopes"][OVERALL]
     words = {"beats": "the head beats the baselines", "unclear": "no clear difference", "loses": "the head LOSES to a baseline"}
     line = (
-        f"held out {evaluation['images']} images, {evaluation['rows']} rows: SRCC {_show(whole['head']['srcc'])}, best baseline "
-        f"({whole['best_baseline']}) {_show(whole['baselines'][whole['best_baseline']]['srcc'])}, "
-        f"difference {_show(whole['difference'])}: {words[whole['verdict']]}"
+        f"held out {evaluation['images']} images, {evaluation['rows']} rows: SRCC {show(whole['head']['srcc'])}, best baseline "
+        f"({whole['best_baseline']}) {show(whole['baselines'][whole['best_baseline']]['srcc'])}, "
+        f"difference {show(whole['difference'])}: {words[whole['verdict']]}"
     )
     kinds = {name: scope for name, scope in evaluation["scopes"].items() if name != OVERALL}
-    parts = [f"{name} {scope['verdict']} {_show(scope['difference'])} ({scope['best_baseline']})" for name, scope in kinds.items()]
+    parts = [f"{name} {scope['verdict']} {show(scope['difference'])} ({scope['best_baseline']})" for name, scope in kinds.items()]
     return line + "\nby degradation, SRCC of head minus best baseline: " + ", ".join(parts)
 
 
@@ -134,9 +134,9 @@ def _measure(
     values, times, of_pairs = rows["value"][chosen], draws[:, image[chosen]], draws[:, image[pairs[:, 1]]]
     ranked = {name: srcc(scores[chosen], values, times) for name, scores in scorers.items()}
     correct = {name: pairwise_accuracy(scores, pairs, of_pairs) for name, scores in scorers.items()}
-    metrics = {name: {"srcc": _interval(ranked[name]), "pairwise_accuracy": _interval(correct[name])} for name in ranked}
+    metrics = {name: {"srcc": interval(ranked[name]), "pairwise_accuracy": interval(correct[name])} for name in ranked}
     best = max(baselines, key=lambda name: ranked[name][0])
-    difference = _interval(ranked["head"] - ranked[best])
+    difference = interval(ranked["head"] - ranked[best])
     verdict = "beats" if difference[1] > 0 else "loses" if difference[2] < 0 else "unclear"
     return {
         "images": len(np.unique(image[chosen])),
@@ -150,7 +150,7 @@ def _measure(
     }
 
 
-def _interval(draws: Floats) -> list[float]:
+def interval(draws: Floats) -> list[float]:
     """Values of the draws -> [value of the data itself, low, high], 4 digits; draws without a value are left out."""
     tail = (1.0 - COVERAGE) / 2.0 * 100.0
     known = draws[1:][~np.isnan(draws[1:])]
@@ -160,5 +160,5 @@ def _interval(draws: Floats) -> list[float]:
     return [round(float(value), 4) for value in (draws[0], low, high)]
 
 
-def _show(interval: list[float]) -> str:
+def show(interval: list[float]) -> str:
     return f"{interval[0]:.2f} [{interval[1]:.2f}, {interval[2]:.2f}]"

@@ -9,6 +9,7 @@ process first reads it (`held`), from where they are then read: its own place, o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class Manifest(BaseModel):
     made_from: dict[str, int]
     lake: str
     encoder: dict[str, Any] = {}
+    label: str = ""  # of an export of classes: their kind ...
+    classes: dict[str, dict[str, int]] = {}  # ... and class -> bucket -> its images
     files: tuple[File, ...] = Field(min_length=1)
 
 
@@ -139,6 +142,9 @@ def open_export(
     try:
         text = opener.read(f"{uri}/manifest.json")
     except Reject as reject:
+        if opener.exists(note := f"{uri}/withdrawn.json"):  # jobs/forget.py
+            told = json.loads(opener.read(note))
+            raise Mistake(f"export {root} was withdrawn on {told['on']}: {told['why']}; export again") from None
         raise Mistake(f"export {root}: no manifest.json there ({reject.code}); give the place of a complete export") from None
     try:
         manifest = Manifest.model_validate_json(text)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.section import Mistake
-from training import evaluate_scorer
+from training import evaluate_classifier, evaluate_scorer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,18 @@ def measure_loss(metric: str, version: pd.DataFrame, champion: pd.DataFrame, few
     return figures(metric, rows, image, ours, theirs, theirs - ours)
 
 
+def measure_classes(metric: str, version: pd.DataFrame, champion: pd.DataFrame, fewest: int) -> Figures:
+    """Classes of both (image_id, near_group, class, prediction) -> balanced accuracy on the images with the same class; near-duplicates are drawn together."""
+    rows = join(version, champion, ["image_id", "class"], fewest)
+    _, image = np.unique(rows["image_id"].to_numpy(), return_inverse=True)
+    _, group = np.unique(rows["near_group"].to_numpy(), return_inverse=True)
+    times = evaluate_scorer.draw_images(int(group.max()) + 1, SEED)[:, group]
+    right = [(rows[f"prediction{side}"] == rows["class"]).to_numpy() for side in ("", "_champion")]
+    _, target = np.unique(rows["class"].to_numpy(), return_inverse=True)
+    ours, theirs = (evaluate_classifier.balanced_accuracy(one, target, times) for one in right)
+    return figures(metric, rows, image, ours, theirs, ours - theirs)
+
+
 class Metric(NamedTuple):
     """`file`: of a version's run, with its held-out rows. `same`: tags of a version that must be equal, or the rows are measured differently."""
 
@@ -78,13 +90,18 @@ class Metric(NamedTuple):
 
 METRICS = {
     "held_out_srcc": Metric("held_out.parquet", measure_srcc, False),
+    "held_out_balanced_accuracy": Metric("held_out_classes.parquet", measure_classes, False, ("label",)),
     "held_out_loss": Metric(
         "held_out_losses.parquet", measure_loss, True, ("base", "base_sha256", "image_size", "text_length", "captions")
     ),
 }
 
 
-COLUMNS = {"held_out.parquet": {"image_id", "view", "value", "prediction"}, "held_out_losses.parquet": {"image_id", "loss"}}
+COLUMNS = {
+    "held_out.parquet": {"image_id", "view", "value", "prediction"},
+    "held_out_classes.parquet": {"image_id", "near_group", "class", "prediction"},
+    "held_out_losses.parquet": {"image_id", "loss"},
+}
 
 
 def join(version: pd.DataFrame, champion: pd.DataFrame, keys: list[str], fewest: int) -> pd.DataFrame:

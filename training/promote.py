@@ -4,11 +4,12 @@
     python -m training.promote aesthetic-scorer 3 --config conf/demo.yaml       # a version by number
     python -m training.promote aesthetic-scorer --config conf/demo.yaml --plan  # only the figures
 
-Both versions' runs hold what they gave for each held-out row; rows that both have are compared, in pairs: whole images are
-drawn, the same for both, and the rule is that the interval of the difference lies above 0. The metrics are
+Both versions' runs hold what they gave for each held-out row; rows that both have are compared, in pairs: whole images (of a classifier: groups of
+near-duplicates) are drawn, the same for both, and the rule is that the interval of the difference lies above 0. The metrics are
 
-    held_out_srcc   Spearman's correlation with the target, from held_out.parquet (image_id, view, value, prediction)
-    held_out_loss   the mean loss of an image, from held_out_losses.parquet (image_id, loss); smaller is better
+    held_out_srcc               Spearman's correlation with the target, from held_out.parquet (image_id, view, value, prediction)
+    held_out_balanced_accuracy  mean recall of the classes, from held_out_classes.parquet (image_id, near_group, class, prediction)
+    held_out_loss               the mean loss of an image, from held_out_losses.parquet (image_id, loss); smaller is better
 
 and the first of them that the version has is taken when none is named. Where there is no champion the version becomes it.
 Exit status 1 when the rule refuses, with the figures; 2 for a mistake, such as too few common images.

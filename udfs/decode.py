@@ -1,6 +1,7 @@
 """Bytes -> pixels: the one decode of the system, for scoring and for training.
 
-The first frame, at full size, turned as EXIF says, on white where it is transparent, in sRGB, 8 bit. Memory: all
+The first frame, turned as EXIF says, on white where it is transparent, in sRGB, 8 bit; at full size, or a JPEG scaled down as
+udfs/jpeg.py says. Broken pixels are found either way: a scaled decode reads all of the file. Memory: all
 decodes of a process together stay below header.MAX_DECODE_BYTES by the estimate in the header; who uses `decoding`
 keeps its share until the pixels are dropped, so several threads cannot pile up big images.
 """
@@ -16,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udfs import header
+from udfs import header, jpeg
 from udfs.colour import to_srgb
 from udfs.file_layout import Layout
 from udfs.reject import Reject
 
 KERNEL_VERSION = 1
+SCALED = f"{KERNEL_VERSION}+{jpeg.CHOICE}"  # the version of what a scaled decode gives
 _TURNS = {  # EXIF orientation (TIFF 6.0, tag 274) -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,16 +70,18 @@ _ROOM = _Room(header.MAX_DECODE_BYTES)
 
 
 @contextmanager
-def decoding(data: bytes, limits: Mapping[str, Any]) -> Iterator[Decoded]:
+def decoding(data: bytes, limits: Mapping[str, Any], scaled: bool = False) -> Iterator[Decoded]:
     """(bytes, limits) -> Decoded for the length of the block, after which the image is closed. Do not nest.
 
-    Raises Reject as header.layout_of does, and decode_failed for pixels that are truncated or corrupt.
+    scaled: a JPEG as udfs/jpeg.py scales it. Raises Reject as header.layout_of does, and decode_failed for pixels that are truncated or
+    corrupt.
     """
     layout = header.layout_of(data, limits)
-    needed = _share(layout, data)
+    by = jpeg.divisor(layout.width, layout.height) if scaled and layout.format == "JPEG" else 1
+    needed = _share(layout, data, by)
     with _ROOM.take(needed):
         try:
-            decoded = _decode(data, layout)
+            decoded = _decode(data, layout, by)
             try:
                 yield decoded
             finally:
@@ -90,13 +94,16 @@ def decoding(data: bytes, limits: Mapping[str, Any]) -> Iterator[Decoded]:
 def decode(data: bytes, limits: Mapping[str, Any]) -> Decoded:
     """As `decoding`, for a caller that holds one image at a time and keeps it."""
     layout = header.layout_of(data, limits)
-    with _ROOM.take(_share(layout, data)):
-        return _decode(data, layout)
+    with _ROOM.take(_share(layout, data, 1)):
+        return _decode(data, layout, 1)
 
 
-def _share(layout: Layout, data: bytes) -> int:
+def _share(layout: Layout, data: bytes, by: int) -> int:
     """Bytes of room: at least the picture and one copy of it, which whoever uses it may make (a degraded view)."""
-    two = 8 * layout.width * layout.height + len(data)
+    pixels = layout.width * layout.height
+    two = 8 * pixels // by**2 + len(data)
+    if by > 1:  # the picture is small, the coefficients of a progressive JPEG are not: what Layout counts above 4 bytes a pixel
+        return min(header.MAX_DECODE_BYTES, two + int((layout.bytes_per_pixel - 4) * pixels))
     return min(header.MAX_DECODE_BYTES, max(two, header.decode_bytes(layout, data)))
 
 
@@ -107,17 +114,19 @@ def _give_memory_back() -> None:
         trim(0)
 
 
-def _decode(data: bytes, layout: Layout) -> Decoded:
+def _decode(data: bytes, layout: Layout, by: int) -> Decoded:
     try:
-        return _pixels(data, layout)
+        return _pixels(data, layout, by)
     except header.PILLOW_ERRORS as error:
         failure = f"{layout.format}: {type(error).__name__}: {error}"
     raise Reject("decode_failed", failure)  # outside the except: the error's frames would keep the pixels alive
 
 
-def _pixels(data: bytes, layout: Layout) -> Decoded:
+def _pixels(data: bytes, layout: Layout, by: int) -> Decoded:
     """Every step makes at most one new picture and drops the one before: two at a time, as Layout.bytes_per_pixel counts."""
     image: Image.Image = header.open_image(data, layout.format)
+    if by > 1:
+        jpeg.scale(image, by)
     image.load()
     profile = image.info.get("icc_profile")
     if layout.format == "WEBP":
@@ -131,8 +140,9 @@ def _pixels(data: bytes, layout: Layout) -> Decoded:
     image, colour = to_srgb(image, profile)
     if layout.format != "TIFF" and layout.orientation in _TURNS:  # Pillow turns a TIFF while it loads
         image = image.transpose(_TURNS[layout.orientation])
-    if image.size != header.upright_size(layout):
-        raise OSError(f"decoded to {image.size}, the header says {header.upright_size(layout)}")
+    width, height = header.upright_size(layout)
+    if image.size != (-(-width // by), -(-height // by)):
+        raise OSError(f"decoded to {image.size}, the header says {(width, height)}{f' over {by}' if by > 1 else ''}")
     return Decoded(image, colour)
 
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from udfs import tiff_tags
+from udfs import provenance, tiff_tags
 from udfs.reject import Reject
 
 MAX_SEGMENTS = 2_000  # of a JPEG before the pixels: 64 MB of them are 1,000
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     frames: int = 1
     orientation: int = 1  # EXIF: 1 to 8
     scans: int = 1  # passes over all pixels (progressive JPEG)
-    texts: tuple[tuple[str, str], ...] = ()  # (`png:KEY` or `exif:Software`, text)
+    texts: tuple[tuple[str, str], ...] = ()  # (`png:KEY`, `exif:Software`, or what udfs/provenance.py finds; text)
 
 
 def read(data: bytes, name: str, max_frames: int) -> Layout:
@@ -67,6 +67,7 @@ def _png(data: bytes, max_frames: int) -> Layout:
         raise _broken("PNG: the first chunk is not IHDR")
     width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
     texts: list[tuple[str, str]] = []
+    blocks = provenance.Blocks()
     frames, orientation, plain = 1, 1, colour == 2
     for kind, start, length in _png_chunks(data):
         if kind == b"acTL":
@@ -77,10 +78,14 @@ def _png(data: bytes, max_frames: int) -> Layout:
         elif kind == b"eXIf" and length <= MAX_EXIF:
             orientation, software = tiff_tags.exif_facts(data[start : start + length])
             texts += _software(software)
+        elif kind == b"caBX":
+            blocks.add_c2pa(data[start : start + min(length, provenance.MAX_C2PA)])
+        elif kind == b"iTXt" and data.startswith(provenance.PNG_XMP, start):
+            blocks.add_xmp(_international(data[start : start + min(length, provenance.MAX_XMP)], blocks.xmp_room))
         elif kind in (b"tEXt", b"zTXt", b"iTXt") and len(texts) < MAX_TEXTS:
             texts.append(_png_text(kind, data[start : start + min(length, 65_536)]))
     bytes_per_pixel = 4 if plain and orientation == 1 else 8
-    return Layout("PNG", width, height, bytes_per_pixel, max(1, frames), orientation, texts=tuple(texts))
+    return Layout("PNG", width, height, bytes_per_pixel, max(1, frames), orientation, texts=(*texts, *blocks.texts()))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -105,17 +110,28 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _png_text(kind: bytes, body: bytes) -> tuple[str, str]:
     key, _, value = body.partition(b"\0")
-    encoding, squeezed = "latin-1", kind == b"zTXt"
     if kind == b"iTXt":
-        encoding, squeezed = "utf-8", value[:1] == b"\1"
-        value = b"." + value[2:].partition(b"\0")[2].partition(b"\0")[2]
-    value = value[1:] if kind != b"tEXt" else value
-    if squeezed:
-        try:
-            value = zlib.decompressobj().decompress(value, MAX_TEXT)  # bounded: a text may be a bomb
-        except zlib.error:
-            value = b""
-    return f"png:{key[:79].decode('latin-1')}", value[:MAX_TEXT].decode(encoding, "replace")
+        text = _international(body, MAX_TEXT).decode("utf-8", "replace")
+    elif kind == b"zTXt":
+        text = _inflated(value[1:], MAX_TEXT).decode("latin-1")
+    else:
+        text = value[:MAX_TEXT].decode("latin-1")
+    return f"png:{key[:79].decode('latin-1')}", text
+
+
+def _international(body: bytes, limit: int) -> bytes:
+    """An iTXt chunk -> at most `limit` bytes of its text: keyword, 0, compressed or not, method, language, 0, keyword again, 0, text."""
+    value = body.partition(b"\0")[2]
+    text = value[2:].partition(b"\0")[2].partition(b"\0")[2]
+    return _inflated(text, limit) if value[:1] == b"\1" else text[:limit]
+
+
+def _inflated(squeezed: bytes, limit: int) -> bytes:
+    """Bounded: a text may be a bomb."""
+    try:
+        return zlib.decompressobj().decompress(squeezed, limit) if limit else b""  # 0 would mean no limit
+    except zlib.error:
+        return b""
 
 
 def _gif(data: bytes, max_frames: int) -> Layout:
@@ -154,6 +170,7 @@ def _palette(flags: int) -> int:
 
 def _jpeg(data: bytes, max_frames: int) -> Layout:
     position, exif, frame, marker_of_frame = 2, b"", b"", 0
+    blocks = provenance.Blocks()
     for _ in range(MAX_SEGMENTS):
         found = data.find(b"\xff", position, position + MAX_JUNK)
         if found < 0:
@@ -168,13 +185,17 @@ def _jpeg(data: bytes, max_frames: int) -> Layout:
             frame, marker_of_frame = data[start:position], marker
         elif marker == 0xE1 and data[start : start + 6] == b"Exif\0\0" and len(exif) <= MAX_EXIF:
             exif += data[start + 6 : position]
+        elif marker == 0xE1:
+            blocks.add_app1(data[start:position])
+        elif marker == 0xEB:
+            blocks.add_app11(data[start:position])
         elif marker == 0xDA:
-            return _jpeg_frame(data, frame, marker_of_frame, exif, start)
+            return _jpeg_frame(data, frame, marker_of_frame, exif, start, blocks.texts())
     raise _broken(f"JPEG: more than {MAX_SEGMENTS} segments before the pixels")
 
 
-def _jpeg_frame(data: bytes, frame: bytes, marker: int, exif: bytes, scan: int) -> Layout:
-    """The frame segment's payload and where the first scan starts -> Layout."""
+def _jpeg_frame(data: bytes, frame: bytes, marker: int, exif: bytes, scan: int, texts: provenance.Texts) -> Layout:
+    """The frame segment's payload, where the first scan starts, what other segments tell -> Layout."""
     if len(exif) > MAX_EXIF:
         raise _broken(f"JPEG: more than {MAX_EXIF} bytes of EXIF")
     height, width, components = struct.unpack_from(">HHB", frame, 1)
@@ -184,12 +205,13 @@ def _jpeg_frame(data: bytes, frame: bytes, marker: int, exif: bytes, scan: int) 
         areas = [(frame[i] >> 4) * (frame[i] & 15) for i in range(7, 6 + 3 * components, 3)]
         bytes_per_pixel = max(bytes_per_pixel, 4 + 2 * sum(areas) / max([1, *areas]))
         scans = 1 + data.count(b"\xff\xda", scan)
-    return Layout("JPEG", width, height, bytes_per_pixel, 1, orientation, scans, _software(software))
+    return Layout("JPEG", width, height, bytes_per_pixel, 1, orientation, scans, (*_software(software), *texts))
 
 
 def _webp(data: bytes, max_frames: int) -> Layout:
     width, height = _webp_size(data)
     frames, orientation, software, position = 0, 1, "", 12
+    blocks = provenance.Blocks()
     for _ in range(MAX_BLOCKS):
         if position + 8 > len(data) or frames > max_frames:
             break
@@ -198,11 +220,15 @@ def _webp(data: bytes, max_frames: int) -> Layout:
             frames += 1
         elif kind == b"EXIF" and length <= MAX_EXIF:
             orientation, software = tiff_tags.exif_facts(data[position + 8 : position + 8 + length])
+        elif kind == b"XMP ":
+            blocks.add_xmp(data[position + 8 : position + 8 + min(length, blocks.xmp_room)])
+        elif kind == b"C2PA":
+            blocks.add_c2pa(data[position + 8 : position + 8 + min(length, provenance.MAX_C2PA)])
         position += 8 + length + length % 2
     else:
         raise _broken(f"WEBP: more than {MAX_BLOCKS} chunks")
     # 16: libwebp's animation reader keeps two canvases, Pillow one as bytes and one as image
-    return Layout("WEBP", width, height, 16, max(1, frames), orientation, texts=_software(software))
+    return Layout("WEBP", width, height, 16, max(1, frames), orientation, texts=(*_software(software), *blocks.texts()))
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -239,6 +265,9 @@ def _tiff(data: bytes, max_frames: int) -> Layout:
     width, height = tags.number(tiff_tags.WIDTH, 0), tags.number(tiff_tags.HEIGHT, 0)
     if tags.number(tiff_tags.COMPRESSION, 1) in tiff_tags.FAX and height > MAX_FAX_ROWS:
         raise _broken(f"TIFF: {height} rows of fax compression, at most {MAX_FAX_ROWS} are read")
+    blocks = provenance.Blocks()
+    blocks.add_xmp(tags.blob(provenance.TIFF_XMP, provenance.MAX_XMP))
+    blocks.add_c2pa(tags.blob(provenance.TIFF_C2PA, provenance.MAX_C2PA))
     return Layout(
         "TIFF",
         width,
@@ -247,7 +276,7 @@ def _tiff(data: bytes, max_frames: int) -> Layout:
         max(8, 4 + bits / 8) + (4 if 2 <= orientation <= 8 else 0),
         frames,
         orientation if 1 <= orientation <= 8 else 1,
-        texts=_software(tags.text(tiff_tags.SOFTWARE)),
+        texts=(*_software(tags.text(tiff_tags.SOFTWARE)), *blocks.texts()),
     )
 
 

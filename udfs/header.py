@@ -31,7 +31,7 @@ from udfs.file_layout import Layout
 from udfs.reject import Reject
 from udfs.tiff_tags import MAGICS as TIFF_MAGICS
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 2  # 2: XMP and C2PA tell of AI generation too
 # What a decode may need at its peak, the file's bytes included, by the estimate of Layout.bytes_per_pixel: 50 MP of an
 # ordinary JPEG or PNG, 25 MP of WebP. udfs/decode.py lets all decodes of a process together have so much, so a worker
 # grows by less than 500 MB whatever limits.max_pixels says.

@@ -13,30 +13,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from udfs import snapshot
+from udfs import addresses, snapshot
 from udfs.ahead import ahead
-from udfs.embed import read_any
 from udfs.opener import Opener
 from udfs.reject import Reject
 
 LINES = "lines"  # folder in an export of images, until it is complete
 THREADS = 8  # that read a file's images
-PLACE = "uri: STRING, offset: BIGINT, length: BIGINT"
-SCHEMA = f"{snapshot.SCHEMA}, refused ARRAY<STRUCT<image_id: BINARY, code: STRING, detail: STRING, transient: BOOLEAN, {PLACE}>>"
+_REJECT = f"image_id: BINARY, code: STRING, detail: STRING, transient: BOOLEAN, {addresses.PLACE_SCHEMA}"
+SCHEMA = f"{snapshot.SCHEMA}, refused ARRAY<STRUCT<{_REJECT}>>"
 _INT, _TEXT = pa.int32(), pa.string()
 COLUMNS = pa.schema(
     [("image_id", pa.binary()), ("bytes", pa.binary()), ("captions", pa.binary()), ("score", _INT), ("width", _INT), ("height", _INT)]
 )
 COMPRESSION = {"image_id": "none", "bytes": "none", "captions": "zstd", "score": "zstd", "width": "zstd", "height": "zstd"}
-_REFUSED = {
-    "image_id": pa.binary(),
-    "code": _TEXT,
-    "detail": _TEXT,
-    "transient": pa.bool_(),
-    "uri": _TEXT,
-    "offset": pa.int64(),
-    "length": pa.int64(),
-}
+_REFUSED = {"image_id": pa.binary(), "code": _TEXT, "detail": _TEXT, "transient": pa.bool_()}
+_REFUSED |= {"uri": _TEXT, "offset": pa.int64(), "length": pa.int64(), "row_group": _INT, "row": _INT, "column": _TEXT}
 _LINE = pa.schema(
     {"bucket": _TEXT, "file": _TEXT, "rows": pa.int64(), "bytes": pa.int64(), "sha256": _TEXT, "ids": _TEXT}
     | {"refused": pa.list_(pa.struct(list(_REFUSED.items())))}
@@ -66,12 +58,15 @@ def write_files(batches: Iterable[pa.RecordBatch], root: str, stores: Mapping[st
 def _write_file(bucket: str, name: str, images: list[dict[str, Any]], root: str, opener: Opener) -> dict[str, Any]:
     refused: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {column: [] for column in COLUMNS.names}
-    for image, data, reject in ahead(partial(_read_image, opener), images, THREADS, 2 * THREADS):
+    # read where the bytes lie side by side: a row group of a parquet file once, however its rows are spread over the file to write
+    places = sorted(range(len(images)), key=lambda number: _order(images[number]))
+    found = dict(zip(places, ahead(partial(_read_image, opener), [images[place] for place in places], THREADS, 2 * THREADS), strict=True))
+    for image, data, reject in map(found.pop, range(len(images))):
         if reject is not None:
             refused.append({"image_id": image["image_id"].hex()} | reject)
             continue
         for column, values in columns.items():
-            values.append(pa.array([data], pa.binary()) if column == "bytes" else image[column])  # a copy of the bytes at a time
+            values.append(data if column == "bytes" else image[column])
     if not columns["image_id"]:
         return {"bucket": bucket, "file": name, "rows": 0, "bytes": 0, "sha256": "", "ids": "", "refused": refused}
     whole = {field.name: pa.chunked_array(columns[field.name]) if field.name == "bytes" else columns[field.name] for field in COLUMNS}
@@ -80,9 +75,15 @@ def _write_file(bucket: str, name: str, images: list[dict[str, Any]], root: str,
     return snapshot.write(table, bucket, name, root, opener, compression=COMPRESSION, use_dictionary=["score"]) | {"refused": refused}
 
 
-def _read_image(opener: Opener, image: dict[str, Any]) -> tuple[dict[str, Any], bytes, dict[str, Any] | None]:
+def _order(image: dict[str, Any]) -> tuple[Any, ...]:
+    first = addresses.where(image["addresses"][0])
+    return (first["uri"], *(-1 if first[name] is None else first[name] for name in ("offset", "row_group", "row")))
+
+
+def _read_image(opener: Opener, image: dict[str, Any]) -> tuple[dict[str, Any], pa.Array | None, dict[str, Any] | None]:
+    """-> the image with its bytes, as an Arrow array at once so that no second copy of all of them is ever made; or why there are none."""
     done: dict[str, Any] = {}
     try:
-        return image, read_any(done, image["addresses"], opener, image["image_id"]), None
+        return image, pa.array([addresses.read_any(done, image["addresses"], opener, image["image_id"])], pa.binary()), None
     except Reject as reject:
-        return image, b"", {"code": reject.code, "detail": reject.detail, "transient": reject.transient} | done["at"]
+        return image, None, {"code": reject.code, "detail": reject.detail, "transient": reject.transient} | done["at"]

@@ -1,7 +1,7 @@
 """Entries -> images with identity, header and address: one pass over the bytes, which stay where they lie.
 
-A row that is an image has `image_id` and `image`; a row that is not has `reject`. An archive gives a row a member, all
-of them or (when its store fails half-way) none, so that an entry is either taken or tried again as a whole.
+A row that is an image has `image_id` and `image`; a row that is not has `reject`. An archive gives a row a member, a parquet file one
+a row of its own, all of them or (when its store fails half-way) none, so that an entry is either taken or tried again as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
-from udfs import header
+from udfs import header, parquet_reader, parquet_rows
 from udfs.ahead import ahead
 from udfs.listing import tags_of, text_of, truth_of
 from udfs.opener import Opener, Stat
@@ -24,17 +24,19 @@ from udfs.reject import Reject
 KERNEL_VERSION = 1
 SCHEMA = (
     "source STRING, key STRING, image_id BINARY, entry STRING, seen STRING, uri STRING, offset BIGINT, length BIGINT, size BIGINT, "
-    "mtime_us BIGINT, tags ARRAY<STRING>, alt_text STRING, licence STRING, opt_out BOOLEAN, "
+    "mtime_us BIGINT, row_group INT, row INT, column STRING, "
+    "tags ARRAY<STRING>, alt_text STRING, licence STRING, opt_out BOOLEAN, "
     "image STRUCT<format: STRING, width: INT, height: INT, bytes: BIGINT, frames: INT, ai_marks: ARRAY<STRUCT<where: STRING, text: STRING>>>, "
     "reject STRUCT<code: STRING, detail: STRING, transient: BOOLEAN>"
 )
-_COLUMNS = ["source", "key", "image_id", "entry", "seen", "uri", "offset", "length", "size", "mtime_us"]
+_COLUMNS = ["source", "key", "image_id", "entry", "seen", "uri", "offset", "length", "size", "mtime_us", "row_group", "row", "column"]
 _COLUMNS += ["tags", "alt_text", "licence", "opt_out", "image", "reject"]
 _SIDE_FILES = ("json", "txt", "cls")  # of a webdataset sample: its metadata, no image
 _CHUNK = 256  # rows a frame
 _READERS = 4  # threads that wait for the store
 
 Row = dict[str, Any]
+Columns = Mapping[str, str]  # of a parquet file: our name -> the column's; a name that is not given is the column's own
 
 
 def fingerprint(limits: Mapping[str, Any]) -> str:
@@ -43,28 +45,44 @@ def fingerprint(limits: Mapping[str, Any]) -> str:
     return f"ingest:{KERNEL_VERSION}.{header.KERNEL_VERSION}:{told}"
 
 
-def ingest(frames: Iterable[pd.DataFrame], limits: Mapping[str, Any], stores: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
-    """listing.SCHEMA frames -> SCHEMA frames. Reads ahead in threads; memory is bounded by limits.max_bytes x threads."""
+def ingest(
+    frames: Iterable[pd.DataFrame], limits: Mapping[str, Any], stores: Mapping[str, Any], columns: Mapping[str, Columns]
+) -> Iterator[pd.DataFrame]:
+    """listing.SCHEMA frames -> SCHEMA frames. columns: source -> our names for the columns of its parquet files.
+
+    Reads ahead in threads; memory is bounded by limits.max_bytes x threads, and for parquet as udfs/parquet_file.py says.
+    """
     opener = Opener(stores)
     entries = (row for frame in frames for row in cast(list[Row], frame.to_dict("records")))
     rows: list[Row] = []
-    for found in ahead(lambda entry: read_entry(entry, limits, opener), entries, _READERS, 2 * _READERS):
+
+    def read(entry: Row) -> list[Row]:
+        return read_entry(entry, limits, opener, columns.get(entry["source"], {}))
+
+    for found in ahead(read, entries, _READERS, 2 * _READERS):
         rows += found
         while len(rows) >= _CHUNK:
-            yield pd.DataFrame(rows[:_CHUNK], columns=_COLUMNS)
+            yield _frame(rows[:_CHUNK])
             rows = rows[_CHUNK:]
-    yield pd.DataFrame(rows, columns=_COLUMNS)
+    yield _frame(rows)
 
 
-def read_entry(entry: Row, limits: Mapping[str, Any], opener: Opener) -> list[Row]:
-    """One listing row -> its rows: one for a file, one a member for an archive. Never raises for what the bytes are."""
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=_COLUMNS, dtype=object)  # object: a column of whole numbers with gaps would become floats
+
+
+def read_entry(entry: Row, limits: Mapping[str, Any], opener: Opener, columns: Columns) -> list[Row]:
+    """One listing row -> its rows: one for a file, one a member for an archive or parquet file. Never raises for what the bytes are."""
     base = {name: entry[name] for name in _COLUMNS if name in entry}
     base |= {"image_id": None, "image": None, "reject": None, "tags": list(entry["tags"])}
+    base |= {"row_group": None, "row": None, "column": None}
     try:
         if entry["problem"] is not None:
             raise Reject(entry["problem"], entry["detail"])
         if entry["kind"] == "tar":
             return _read_archive(base, limits, opener)
+        if entry["kind"] == "parquet":
+            return _read_parquet(base, limits, opener, columns)
         if entry["length"] > limits["max_bytes"]:
             raise Reject("too_many_bytes", f"{entry['length']} bytes, limit {limits['max_bytes']}")
         data = opener.read(entry["uri"], entry["offset"], entry["length"], Stat(entry["size"], entry["mtime_us"]))
@@ -74,18 +92,64 @@ def read_entry(entry: Row, limits: Mapping[str, Any], opener: Opener) -> list[Ro
 
 
 def _identify(data: bytes, limits: Mapping[str, Any]) -> Row:
+    image_id = hashlib.sha256(data).digest()
     try:
         found = header.probe(data, limits)
     except Reject as reject:
-        return _refused(reject)
+        return {"image_id": image_id} | _refused(reject)  # the id too: a denied file is known by it, whatever is wrong with it
     image = {"format": found.format, "width": found.width, "height": found.height, "bytes": len(data)}
     image |= {"frames": found.frames, "ai_marks": found.ai_marks}
-    return {"image_id": hashlib.sha256(data).digest(), "image": image}
+    return {"image_id": image_id, "image": image}
 
 
 def _refused(reject: Reject | None) -> Row:
     assert reject is not None
     return {"reject": {"code": reject.code, "detail": reject.detail, "transient": reject.transient}}
+
+
+def _read_parquet(base: Row, limits: Mapping[str, Any], opener: Opener, columns: Columns) -> list[Row]:
+    image = columns.get("image", "image")
+    others = {name: columns.get(name, name) for name in ("key", "tags", "alt_text", "licence", "opt_out")}
+    required = [column for name, column in columns.items() if name != "image"]
+    found = []
+    told = {"uri": base["uri"], "expected": Stat(base["size"], base["mtime_us"]), "image": image, "others": others, "required": required}
+    for cell in parquet_reader.rows(opener, **told):
+        place = {"offset": None, "length": len(cell.data or b""), "row_group": cell.row_group, "row": cell.row, "column": image}
+        found.append(base | place | _of_cell(cell, base, limits))
+    if not found:
+        raise Reject("archive_empty", f"{base['uri']} has no rows")
+    return found
+
+
+def _of_cell(cell: parquet_rows.Row, base: Row, limits: Mapping[str, Any]) -> Row:
+    """What a parquet row says and what its bytes are. A field of the wrong type refuses it, so that no opt-out is missed.
+
+    A refused one has its id too, as in _identify.
+    """
+    told: Row = {"key": f"{base['key']}#{cell.row_group}/{cell.row}"}
+    if cell.data is not None:
+        told["image_id"] = hashlib.sha256(cell.data).digest()
+    try:
+        told |= {name: value for name, value in _cell_facts(cell).items() if value is not None}
+    except ValueError as error:
+        return told | _refused(Reject("manifest_row_invalid", f"row {cell.row} of row group {cell.row_group}: {error}"))
+    if cell.refused is not None or cell.data is None:
+        return told | _refused(cell.refused)
+    if len(cell.data) > limits["max_bytes"]:
+        return told | _refused(Reject("too_many_bytes", f"{len(cell.data)} bytes, limit {limits['max_bytes']}"))
+    return told | _identify(cell.data, limits)
+
+
+def _cell_facts(cell: parquet_rows.Row) -> Row:
+    """-> key (Hugging Face's `path` where no column is the key), tags, alt_text, licence, opt_out. Raises ValueError."""
+    told = dict(cell.values)
+    if isinstance(told.get("key"), int) and not isinstance(told["key"], bool):
+        told["key"] = str(told["key"])
+    facts = {name: text_of(told.get(name), name) for name in ("key", "alt_text", "licence")}
+    facts["key"] = facts["key"] or text_of(cell.path, "path") or None
+    facts["tags"] = tags_of(told["tags"]) if "tags" in told else None
+    facts["opt_out"] = truth_of(told["opt_out"]) if "opt_out" in told else None
+    return facts
 
 
 class _Member(NamedTuple):
@@ -159,7 +223,7 @@ class _Sample:
         try:
             facts = _side_facts(self._side.get(member.stem) or self._side.get(member.key) or {})
         except (ValueError, RecursionError) as error:
-            return row | {"image_id": None, "image": None} | _refused(Reject("manifest_row_invalid", f"{member.name}: {error}"))
+            return row | {"image": None} | _refused(Reject("manifest_row_invalid", f"{member.name}: {error}"))
         return row | {name: value for name, value in facts.items() if value is not None}
 
 

@@ -1,6 +1,6 @@
 """Folders, archives' folders and manifest lines -> entries: what there is to ingest, each with its address and state.
 
-An entry is one thing to read: a file, an archive or a manifest row. `seen` names the state it is in (size, time,
+An entry is one thing to read: a file, an archive, a parquet file or a manifest row. `seen` names the state it is in (size, time,
 metadata): the same entry in the same state is never read twice.
 """
 
@@ -50,20 +50,35 @@ def split_tree(root: str, opener: Opener) -> list[tuple[str, bool]]:
 
 
 def list_folders(
-    frames: Iterable[pd.DataFrame], source: str, kind: str, root: str, licence: str | None, stores: Mapping[str, Any]
+    frames: Iterable[pd.DataFrame],
+    source: str,
+    kind: str,
+    root: str,
+    licence: str | None,
+    stores: Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """(uri, recursive) frames -> SCHEMA frames. A folder that cannot be listed is an entry with a problem."""
+    """(uri, recursive) frames -> SCHEMA frames. A folder that cannot be listed is an entry with a problem.
+
+    columns: of parquet files; other columns are another state of an entry.
+    """
     opener = Opener(stores)
     prefix = to_uri(root).rstrip("/") + "/"
     rows = []
     for frame in frames:
         for uri, recursive in zip(frame.uri, frame.recursive, strict=True):
             for entry in _walk(uri, bool(recursive), opener):
-                rows.append(_row(source, kind, entry, entry.uri.removeprefix(prefix), licence))
+                rows.append(_row(source, kind, entry, entry.uri.removeprefix(prefix), licence, columns))
                 if len(rows) >= _CHUNK:
                     yield pd.DataFrame(rows, columns=_COLUMNS)
                     rows = []
     yield pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def list_file(uri: str, source: str, kind: str, licence: str | None, columns: Mapping[str, str], stat: Stat) -> list[tuple[Any, ...]]:
+    """One file -> its SCHEMA row."""
+    row = _row(source, kind, Entry(uri, False, stat), uri.rpartition("/")[2], licence, columns)
+    return [tuple(row[column] for column in _COLUMNS)]
 
 
 def list_manifest(
@@ -94,12 +109,12 @@ def _walk(uri: str, recursive: bool, opener: Opener) -> Iterator[Entry]:
         yield Entry(uri, True, Stat(-1, 0), reject.code)
 
 
-def _row(source: str, kind: str, entry: Entry, key: str, licence: str | None) -> dict[str, Any]:
+def _row(source: str, kind: str, entry: Entry, key: str, licence: str | None, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
     return {
         "source": source,
         "kind": kind,
         "entry": entry.uri,
-        "seen": _state(entry.stat, licence),
+        "seen": _state(entry.stat, licence if columns is None else [licence, dict(columns)]),
         "uri": entry.uri,
         "offset": 0,
         "length": entry.stat.size,

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import pyarrow.fs
 
+from udfs.parquet_cells import CellAddress, Cells
 from udfs.reject import Reject
 
 KEPT_OPEN = 8  # archives whose handle stays open between reads
@@ -57,10 +58,11 @@ class Opener:
     """Reads, lists and writes by URI. Safe to share between threads; make one per process (it holds connections)."""
 
     def __init__(self, stores: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self._stores = dict(stores or {})
+        self.stores = dict(stores or {})
         self._remote: dict[str, pyarrow.fs.FileSystem] = {}
         self._open: OrderedDict[str, tuple[Any, Stat]] = OrderedDict()
         self._lock = threading.Lock()
+        self._cells = Cells()
 
     def stat(self, uri: str) -> Stat:
         """Raises Reject missing or unreadable."""
@@ -93,6 +95,25 @@ class Opener:
         if len(data) != wanted:
             raise Reject("bytes_changed", f"{uri}: {len(data)} of {wanted} bytes at offset {offset}")
         return data
+
+    def reader(self, uri: str, expected: Stat | None = None) -> Reader:
+        """A file for reads here and there. Raises Reject missing, unreadable, or bytes_changed when the object is not `expected`."""
+        with _named(uri):
+            handle, found = self._fresh(uri)
+        if expected is not None and found != expected:
+            handle.close()
+            raise Reject("bytes_changed", f"{uri}: {found} now, {expected} at ingest")
+        return Reader(uri, handle, found)
+
+    def cell(self, uri: str, row_group: int, row: int, column: str, expected: Stat | None) -> bytes:
+        """Bytes of a cell of a parquet file; cheap for cells that are asked for in their order. Raises Reject as `read` does, parquet_broken
+        or column_unfit."""
+        return self._cells.read(self, CellAddress(uri, row_group, column, expected), row)
+
+    @property
+    def cells_opened(self) -> int:
+        """Row groups that were begun for `cell`."""
+        return self._cells.opened
 
     def stream(self, uri: str) -> BinaryIO:
         """A seekable binary file for reading from front to back. Raises Reject missing or unreadable."""
@@ -182,8 +203,53 @@ class Opener:
         bucket = rest.partition("/")[0]
         with self._lock:
             if bucket not in self._remote:
-                self._remote[bucket] = _s3(self._stores.get(bucket) or self._stores.get("*") or {})
+                self._remote[bucket] = _s3(self.stores.get(bucket) or self.stores.get("*") or {})
             return self._remote[bucket]
+
+
+class Reader:
+    """What pyarrow needs of a Python file, with a Reject for every failure; a local file that changes while it is read is one."""
+
+    def __init__(self, uri: str, handle: Any, stat: Stat) -> None:
+        self.uri, self.stat, self.closed = uri, stat, False
+        self.failed: Reject | None = None  # in case the library that reads here tells of it in its own words
+        self._handle, self._position = handle, 0
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._read(size)
+        except Reject as reject:
+            self.failed = reject
+            raise
+
+    def _read(self, size: int) -> bytes:
+        wanted = max(0, self.stat.size - self._position)
+        wanted = wanted if size < 0 else min(size, wanted)
+        with _named(self.uri):
+            data = _read_at(self._handle, wanted, self._position)
+            if self.uri.startswith("file://") and (found := _stat_of(self._handle)) != self.stat:
+                raise Reject("bytes_changed", f"{self.uri}: {found} now, {self.stat} when it was opened")
+        if len(data) != wanted:
+            raise Reject("bytes_changed", f"{self.uri}: {len(data)} of {wanted} bytes at offset {self._position}")
+        self._position += wanted
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self.stat.size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+        self._handle.close()
 
 
 def _s3(store: Mapping[str, Any]) -> pyarrow.fs.FileSystem:

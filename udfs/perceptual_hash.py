@@ -27,9 +27,16 @@ def phash(image: Image.Image) -> tuple[bytes, bytes]:
     assert image.mode in ("RGB", "L"), image.mode
     # A shape is squeezed, not cropped; the filter must treat left and right alike
     small = luma_of(image).resize((SIDE, SIDE), Image.Resampling.HAMMING)
-    waves = _BASIS @ np.asarray(small, dtype=np.float64) @ _BASIS.T
+    straight, mirrored = hash_squares(np.asarray(small)[None])
+    return straight[0].tobytes(), mirrored[0].tobytes()
+
+
+def hash_squares(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lumas [n, SIDE, SIDE] -> (uint8[n, 32], uint8[n, 32] of the mirrored ones)."""
+    waves = _BASIS @ squares.astype(np.float64) @ _BASIS.T
     return _bits(waves), _bits(waves * _MIRROR)
 
 
-def _bits(waves: np.ndarray) -> bytes:
-    return np.packbits(waves > np.median(waves)).tobytes()
+def _bits(waves: np.ndarray) -> np.ndarray:
+    flat = waves.reshape(len(waves), -1)
+    return np.packbits(flat > np.median(flat, axis=1, keepdims=True), axis=1)

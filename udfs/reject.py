@@ -24,8 +24,16 @@ CODES: dict[str, tuple[bool, str]] = {
     "decode_failed": (False, "the header is good, the pixels are not (truncated or corrupt)"),
     "archive_broken": (False, "the archive ends or turns invalid here; members before this point were taken"),
     "archive_empty": (False, "the archive holds no member that could be an image"),
-    "manifest_row_invalid": (False, "the manifest row has no address, or a field of the wrong type"),
+    "parquet_broken": (False, "the parquet file, or a row group of it from this row on, cannot be read; rows before this point were taken"),
+    "column_unfit": (False, "the parquet file lacks a named column, or its image column is of a type that holds no bytes"),
+    "row_group_too_big": (
+        False,
+        "a parquet row group's columns hold more bytes than a worker takes (udfs/parquet_file.py); write smaller ones",
+    ),
+    "no_image": (False, "the cell of the image column is null"),
+    "manifest_row_invalid": (False, "the manifest row has no address, or it (or a parquet row) has a field of the wrong type"),
     "not_finite": (False, "the model gave NaN or infinity"),
+    "out_of_memory": (True, "a model's device had no memory even for this image alone"),
     "denied": (False, "a deny list names the picture; nothing else of it is kept"),
 }
 

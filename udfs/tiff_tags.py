@@ -50,6 +50,11 @@ class Tags:
             return ""
         return self._data[tag.start : tag.start + min(tag.values, 4_096)].partition(b"\0")[0].decode("utf-8", "replace").strip()
 
+    def blob(self, name: int, limit: int) -> bytes:
+        """At most `limit` bytes of a tag that holds bytes."""
+        tag = self._tags.get(name)
+        return self._data[tag.start : tag.start + min(tag.values, limit)] if tag is not None and tag.kind in _BLOBS else b""
+
 
 def exif_facts(exif: bytes) -> tuple[int, str]:
     """EXIF bytes (with or without their `Exif` prefix) -> (orientation 1..8, Software). EXIF that cannot be read says (1, "").

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
 from conf.settings import Settings, load_encoder
@@ -69,6 +69,36 @@ def test_a_second_tower_added_later_runs_that_tower_only(
     assert lake.version("pixels") == before
     counts = {row["encoder"]: row["count"] for row in lake.read("embeddings").groupBy("encoder").count().collect()}
     assert counts == {"colour-grid": 12, "finer": 12}
+
+
+def test_a_detector_added_later_runs_alone_and_every_image_has_its_row_also_where_it_saw_nothing(
+    images: Path, make_settings: MakeSettings, make_lake: MakeLake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(waves={"rows": 50, "task_rows": 20})
+    sign = Image.new("RGB", (320, 120), "white")
+    ImageDraw.Draw(sign).text((20, 30), "HELLO", fill="black", font=ImageFont.load_default(60))
+    sign.save(images / "sign.png")
+    lake = make_lake(settings)
+    ingest.run(lake, settings)
+    embed.run(lake, settings)
+    before = lake.versions(["pixels", "embeddings"])
+    with_text = make_settings(
+        waves={"rows": 50, "task_rows": 20}, embed={"encoders": ["colour-grid"], "detectors": ["rapidocr"], "device": "cpu"}
+    )
+    assert {tuple(row["want"]) for row in embed.pending(lake, with_text).collect()} == {("rapidocr",)}
+    embed.run(lake, with_text)
+    assert lake.versions(["pixels", "embeddings"]) == before
+    rows = lake.read("detections").collect()
+    assert len(rows) == 13
+    assert {row["fingerprint"] for row in rows} == {embedding.outputs(with_text)["rapidocr"]}
+    (seen,) = [row for row in rows if row["regions"]]
+    assert [region["text"] for region in seen["regions"]] == ["HELLO"]
+    assert all(0 <= share <= 1 for share in seen["regions"][0]["box"])
+    source = lake.read("sources").where(F.col("key") == "sign.png").first()
+    assert source is not None and source["image_id"] == seen["image_id"]
+    capsys.readouterr()
+    embed.run(lake, with_text)
+    assert "embed: nothing to do" in capsys.readouterr().out
 
 
 def test_bytes_that_changed_after_ingest_never_get_the_old_id(images: Path, make_settings: MakeSettings, make_lake: MakeLake) -> None:

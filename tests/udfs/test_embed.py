@@ -28,7 +28,7 @@ def address(path: Path, **other: int) -> dict[str, Any]:
 
 def embed_one(*addresses: dict[str, Any], image_id: bytes = hashlib.sha256(PNG).digest(), **options: Any) -> dict[str, Any]:
     row = {"image_id": image_id, "view": "original", "want": ["pixels", "colour-grid"], "tried": "T", "addresses": list(addresses)}
-    told = {"encoders": [GRID], "limits": LIMITS, "stores": {}, "device": "cpu", "precision": "fp32", "batch_size": 4}
+    told = {"encoders": [GRID], "detectors": [], "limits": LIMITS, "stores": {}, "device": "cpu", "precision": "fp32", "batch_size": 4}
     (frame,) = embed.embed([pd.DataFrame([row])], **told, decode_threads=1, window=2, **options)
     (done,) = frame.to_dict("records")
     assert done["tried"] == "T"

@@ -32,7 +32,7 @@ def read(path: Path, **limits: Any) -> list[dict[str, Any]]:
     entry = {"source": "s", "kind": "tar", "entry": "e", "seen": "x", "uri": to_uri(str(path)), "offset": 0, "length": stat.size}
     entry |= {"size": stat.size, "mtime_us": stat.mtime_us, "key": "", "tags": [], "alt_text": None, "licence": None}
     entry |= {"opt_out": False, "problem": None, "detail": None}
-    return ingest.read_entry(entry, LIMITS | limits, Opener())
+    return ingest.read_entry(entry, LIMITS | limits, Opener(), {})
 
 
 def codes(rows: list[dict[str, Any]]) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_side_file_that_cannot_be_read_refuses_its_picture_so_that_no_opt_out_
         archive(tmp_path / "a.tar", [("p.png", PNG), ("p.json", side), ("q.png", PNG)]), max_bytes=150_000 if len(side) != 2000 else 1999
     )
     assert codes(rows) == ["manifest_row_invalid", "ok"]
-    assert rows[0]["image_id"] is None
+    assert rows[0]["image"] is None
 
 
 def test_a_member_of_negative_size_breaks_its_archive_there(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_archive_that_changed_since_it_was_listed_is_not_read(tmp_path: Path)
     archive(path, [("a.png", PNG), ("b.png", PNG), ("c.png", PNG * 9)])
     entry = {"source": "s", "kind": "tar", "uri": to_uri(str(path)), "tags": [], "problem": None}
     entry |= {"size": stat.size, "mtime_us": stat.mtime_us, "offset": 0, "length": stat.size}
-    assert codes(ingest.read_entry(entry, LIMITS, Opener())) == ["bytes_changed"]
+    assert codes(ingest.read_entry(entry, LIMITS, Opener(), {})) == ["bytes_changed"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_manifest_line_is_an_entry_whatever_it_holds(line: str, problem: str |
     assert row["problem"] == problem
     if problem is None:
         assert row["uri"] == to_uri(str(tmp_path / "a b.png"))
-        assert ingest.read_entry(row, LIMITS, Opener())[0]["image"]["format"] == "PNG"
+        assert ingest.read_entry(row, LIMITS, Opener(), {})[0]["image"]["format"] == "PNG"
     for value in row.values():
         if isinstance(value, str):
             value.encode()  # a table's text is UTF-8

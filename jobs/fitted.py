@@ -1,0 +1,233 @@
+"""What a job fits (centres, bins) -> one MLflow run and one registered version that holds its files; and back, checked by sha256.
+
+As in training: the registered version is the record. Its tag `digest` says what it was made from, and what has a digest is not
+made again. It comes after all its files, the alias comes last, and `find` settles an alias that a kill left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from conf.section import Mistake
+from conf.settings import Mlflow
+from jobs import registry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+FOLDER = "fitted"  # of the run's artifacts: the version's source
+RUN_DIGEST = "studbook.fit"  # the run's tag with the digest, by which a run that a kill left open is taken up again
+PARAMS, METRICS = 100, 1000  # MLflow's limits for one call
+LONGEST = 6000  # characters of a parameter
+
+
+class Fitted(NamedTuple):
+    """One registered version. sha256: of the lines `sha256 name` of its files, sorted by name. run: the id of the run that made it."""
+
+    model: str
+    version: str
+    sha256: str
+    tags: dict[str, str]
+    files: dict[str, bytes]
+    run: str
+
+    @property
+    def name(self) -> str:
+        """How tables and messages name it."""
+        return f"{self.model}:{self.version}"
+
+
+def register(
+    settings: Mlflow,
+    model: str,
+    files: Mapping[str, bytes],
+    digest: str,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    plots: Mapping[str, bytes] | None = None,
+    alias: str | None = None,
+) -> Fitted:
+    """Files of one fit -> a run and a registered version whose source holds them; `plots` (path -> bytes) are artifacts of the run alone.
+
+    alias: of the version; None: champion when the model has none, else candidate.
+    """
+    client = _connect(settings)
+    run = _open(client, settings, model, digest)
+    _record(client, run, params, metrics)
+    _put(client, run, {f"{FOLDER}/{name}": data for name, data in files.items()} | dict(plots or {}))
+    if not client.search_registered_models(f"name = '{model}'"):
+        client.create_registered_model(model)
+    told = {**tags, "digest": digest, "sha256": hash_of(files)}
+    source = f"{client.get_run(run).info.artifact_uri}/{FOLDER}"
+    version = client.create_model_version(model, source, run_id=run, tags=told)
+    settle(settings, model, str(version.version), alias)
+    client.set_terminated(run)
+    return Fitted(model, str(version.version), told["sha256"], told, dict(files), run)
+
+
+def find(settings: Mlflow, model: str, digest: str) -> Fitted | None:
+    """(registered name, digest) -> its newest version, None when it is still to be made (or there is no store yet)."""
+    uri = settings.tracking_uri
+    if uri.startswith(registry.SQLITE) and not Path(uri.removeprefix(registry.SQLITE)).is_file():
+        return None
+    client = registry.connect(settings)
+    found = client.search_model_versions(f"name = '{model}' and tags.digest = '{digest}'")
+    if not found:
+        return None
+    newest = max(found, key=lambda one: int(one.version))
+    if CHAMPION not in client.get_registered_model(model).aliases:
+        settle(settings, model, str(newest.version))
+    return _read(newest)
+
+
+def latest(settings: Mlflow, model: str, alias: str) -> dict[str, str] | None:
+    """-> tags of the version that holds the alias (or is of that number), without its files; None when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if registry.silence(settings):
+        return None
+    try:
+        return dict(_version(settings, model, alias).tags)
+    except MlflowException as error:
+        if error.error_code not in registry.ABSENT:
+            raise
+        return None
+
+
+def load(settings: Mlflow, model: str, alias_or_version: str) -> Fitted:
+    """(registered name, alias or number) -> the version, its files checked. Raises Mistake when there is none or a file is another."""
+    from mlflow.exceptions import MlflowException
+
+    if why := registry.silence(settings):
+        raise Mistake(f"no version of {model!r}: {why}; fit one first")
+    client = registry.connect(settings)
+    try:
+        return _read(_version(settings, model, alias_or_version))
+    except MlflowException as error:
+        if error.error_code not in registry.ABSENT:
+            raise
+    known = sorted(int(one.version) for one in client.search_model_versions(f"name = '{model}'"))
+    raise Mistake(
+        f"model {model!r} in {settings.tracking_uri} has no version or alias {alias_or_version!r}; "
+        + (f"it has the versions {known}: python -m jobs.promote_fitted {model} VERSION" if known else "fit one first")
+    )
+
+
+def settle(settings: Mlflow, model: str, version: str, alias: str | None = None) -> str:
+    """Gives the version the alias (None: champion when the model has none, else candidate) -> the alias. A champion is no candidate."""
+    client = registry.connect(settings)
+    held = client.get_registered_model(model).aliases
+    alias = alias or (CANDIDATE if CHAMPION in held else CHAMPION)
+    if str(held.get(alias)) != version:
+        client.set_registered_model_alias(model, alias, version)
+    if alias == CHAMPION and str(held.get(CANDIDATE)) == version:
+        client.delete_registered_model_alias(model, CANDIDATE)
+    return alias
+
+
+def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[str, bytes]) -> None:
+    """Files (name -> bytes) -> the run's artifacts in `folder`, instead of what lay there. The version's own files are not touched."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    assert folder != FOLDER
+    client = registry.connect(settings)
+    if any(one.path == folder for one in client.list_artifacts(run)):
+        get_artifact_repository(f"{client.get_run(run).info.artifact_uri}/{folder}").delete_artifacts()
+    if files:
+        _put(client, run, {f"{folder}/{name}": data for name, data in files.items()})
+
+
+def runs(settings: Mlflow, model: str) -> list[str]:
+    """-> ids of the runs that made the model's versions, the oldest first."""
+    found = registry.connect(settings).search_model_versions(f"name = '{model}'")
+    return [one.run_id for one in sorted(found, key=lambda one: int(one.version)) if one.run_id]
+
+
+def hash_of(files: Mapping[str, bytes]) -> str:
+    lines = [f"{hashlib.sha256(files[name]).hexdigest()} {name}\n" for name in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _connect(settings: Mlflow) -> MlflowClient:
+    """A client of the store. A new sqlite store is made whole, beside its place: one that a kill left half migrated is never opened."""
+    uri = settings.tracking_uri
+    if not uri.startswith(registry.SQLITE) or (path := Path(uri.removeprefix(registry.SQLITE))).exists():
+        return registry.connect(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.new-") as folder:
+        fresh = Path(folder) / path.name
+        registry.connect(settings.model_copy(update={"tracking_uri": f"{registry.SQLITE}{fresh}"})).search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was first
+            os.link(fresh, path)
+    return registry.connect(settings)
+
+
+def _open(client: MlflowClient, settings: Mlflow, model: str, digest: str) -> str:
+    """-> id of a run of the experiment, the one that a kill left open where there is one."""
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is None:
+        place = settings.artifacts
+        place = place if place is None or "://" in place else Path(place).resolve().as_uri()
+        experiment = client.create_experiment(settings.experiment, place)
+    else:
+        experiment = str(found.experiment_id)
+    named = f"{model}-{digest}"
+    left = client.search_runs([experiment], f"tags.`{RUN_DIGEST}` = '{named}' and attributes.status = 'RUNNING'", max_results=1)
+    if left:
+        return str(left[0].info.run_id)
+    tags = {RUN_DIGEST: named, "mlflow.source.name": Path(sys.argv[0]).name}
+    return str(client.create_run(experiment, run_name=f"{model} {digest}", tags=tags).info.run_id)
+
+
+def _record(client: MlflowClient, run: str, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric, Param
+
+    at = client.get_run(run).info.start_time  # the same time again: MLflow keeps one point of a metric that is recorded twice
+    known = set(client.get_run(run).data.params)
+    texts = [Param(key, str(value)[:LONGEST]) for key, value in params.items() if key not in known]
+    values = [Metric(key, float(value), at, 0) for key, value in metrics.items()]
+    for start in range(0, len(texts), PARAMS):
+        client.log_batch(run, params=texts[start : start + PARAMS])
+    for start in range(0, len(values), METRICS):
+        client.log_batch(run, metrics=values[start : start + METRICS])
+
+
+def _put(client: MlflowClient, run: str, files: Mapping[str, bytes]) -> None:
+    """Path -> bytes, into the run's artifacts. One call for all: a call a file is slow with a tracking server."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        client.log_artifacts(run, folder)
+
+
+def _version(settings: Mlflow, model: str, alias_or_version: str) -> ModelVersion:
+    client = registry.connect(settings)
+    if alias_or_version.isdecimal():
+        return client.get_model_version(model, alias_or_version)
+    return client.get_model_version_by_alias(model, alias_or_version)
+
+
+def _read(version: ModelVersion) -> Fitted:
+    import mlflow
+
+    named = f"model {version.name!r} version {version.version}"
+    if version.source is None or not {"digest", "sha256"} <= set(version.tags):
+        raise Mistake(f"{named} was not fitted by a job (it lacks the tags digest and sha256); give the section another model's name")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=folder))
+        files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    if (found := hash_of(files)) != version.tags["sha256"]:
+        raise Mistake(f"{named}: its files {sorted(files)} have sha256 {found}, registered was {version.tags['sha256']}; fit it anew")
+    return Fitted(version.name, str(version.version), found, dict(version.tags), files, version.run_id or "")
