@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import feed_part, linear_part, pictures, results, step_part
+from benchmarks import decode_part, feed_part, linear_part, pictures, results, step_part
 from benchmarks.bench import CACHE, ROOT, Bench, Part, keep, machine, work_folder
 
 TOWER = Part("tower", "clip-vit-b-16-demo", (32, 128))
@@ -93,6 +93,9 @@ def of_embed(bench: Bench, told: argparse.Namespace, repeats: int) -> tuple[list
     if "linear" in told.parts:
         more, raw["linear"] = linear_part.measure(bench, repeats, told.quick)
         texts += more
+    if "decode" in told.parts:
+        more, raw["decode"] = decode_part.measure(4 if told.quick else 24, None)
+        texts += ["## Ways to decode a JPEG", *more]
     if "phases" in told.parts:
         part = next(part for part in parts if part.name == PIPELINE.name)
         raw["phases"] = steps = phases(bench, part)

@@ -71,12 +71,12 @@ def measure(bench: Bench, parts: Sequence[Part], repeats: int, quick: bool) -> t
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, of " + ", ".join(PARTS))
+    parser.add_argument("--parts", help=f"comma-separated, of {', '.join(PARTS)}; all, or model in a quick run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="slots, processes, actors")
-    parser.add_argument("--quick", action="store_true", help="a few images, once: whether it runs, not what it costs")
+    parser.add_argument("--quick", action="store_true", help="a few images, once, two minutes: whether it runs, not what it costs")
     told = parser.parse_args()
-    told.parts = told.parts.split(",")
+    told.parts = told.parts.split(",") if told.parts else ["model"] if told.quick else list(PARTS)
     if unknown := set(told.parts) - set(PARTS):
         parser.error(f"--parts: given {sorted(unknown)}, allowed {list(PARTS)}")
     if not PEERS.exists():

@@ -74,7 +74,7 @@ class Detector(Frozen):
     sha256: str | None = None
     vocabulary: str | None = None  # the names of the model's outputs (selected_tags.csv)
     vocabulary_sha256: str | None = None
-    keep: Share = 0.05  # probabilities below it are not stored; no threshold of a later stage may be lower
+    keep: Share = 0.05  # probabilities below it are not stored (but ratings' and the NSFW model's); no threshold of a later stage may be lower
     resize: Literal["pad-bicubic", "lanczos-pad"] = "pad-bicubic"  # of a tagger: the models' demos, or V7 with its WD tagger
 
     @model_validator(mode="after")

@@ -182,10 +182,10 @@ class Select(Frozen):
 
     @model_validator(mode="after")
     def _rule_names_are_unique(self) -> Select:
-        names = [one.name for one in (*self.rules, *self.caps)]
+        names = [rule.name for rule in self.rules] + [cap.name for cap in self.caps]
         if len(set(names)) != len(names) or {"limit", "opted_out", "denied"} & set(names):
             raise ValueError(
-                f"names of rules and caps must be unique and not 'limit', 'opted_out' or 'denied' (these two stand always), given {names}"
+                f"rule and cap names must be unique and not 'limit', 'opted_out' or 'denied' (these two stand always), given {names}"
             )
         return self
 

@@ -30,17 +30,17 @@ def _check_models(settings: Settings) -> None:
     """Raises Mistake when a file of an encoder or detector, or the engine's device, is not there; on a cluster only its workers can tell."""
     if not (settings.spark.master or "").startswith("local"):
         return
+    if (settings.embed.device, settings.embed.engine_used) == ("cuda", "onnxruntime"):
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in (have := onnxruntime.get_available_providers()):
+            raise Mistake(f"embed.engine: given onnxruntime with device cuda, but onnxruntime here has {have}; take engine torch")
     files = [("encoder", one.name, "weights", one.weights) for one in map(load_encoder, settings.embed.encoders)]
     for one in map(load_detector, settings.embed.detectors):
         files += [("detector", one.name, "weights", one.weights), ("detector", one.name, "vocabulary", one.vocabulary)]
     for kind, name, key, file in files:
         if file is not None and not Path(file).is_file():
             raise Mistake(f"{kind} {name}: {key}: no file at {file}; the demo's come from `make weights`")
-    if (settings.embed.device, settings.embed.engine_used) == ("cuda", "onnxruntime"):
-        import onnxruntime
-
-        if "CUDAExecutionProvider" not in (have := onnxruntime.get_available_providers()):
-            raise Mistake(f"embed.engine: given onnxruntime with device cuda, but onnxruntime here has {have}; take engine torch")
 
 
 def _check_rules(settings: Select) -> None:

@@ -28,7 +28,6 @@ from jobs.waves import Projection
 from udfs import deny_list
 from udfs.deny_list import DenyList
 from udfs.embed import ORIGINAL
-from udfs.reject import Reject
 
 NAME = "deny"
 BEFORE = ("ingest", "embed", "label")  # stages whose staged waves were checked by the lists of their time
@@ -37,7 +36,7 @@ BEFORE = ("ingest", "embed", "label")  # stages whose staged waves were checked 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     lists = deny_lists.read(settings)
     identity = deny_lists.identity_of(settings, lists)
-    if is_applied(lake, identity):
+    if deny_lists.is_applied(lake, identity):
         print(f"{NAME}: nothing to do")
         tell(lake)  # of what ingest and embed have denied since
         return
@@ -50,19 +49,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     with waves.stage(lake, NAME, settings, TABLES) as stage_:
         found = stage_.freeze(matches(lake, settings, lists, identity), "matches")
         stage_.run_whole(found)
-        lake.opener.write(_state(lake), json.dumps({"lists": identity}).encode())
+        lake.opener.write(deny_lists.applied(lake), json.dumps({"lists": identity}).encode())
     print(f"{NAME}: {len(lists)} lists applied")
     tell(lake)
-
-
-def is_applied(lake: Lake, identity: str) -> bool:
-    """Whether the images of the lake have been compared with the lists of this identity; no lists have always been applied."""
-    try:
-        return json.loads(lake.opener.read(_state(lake)))["lists"] == identity
-    except Reject as reject:
-        if reject.code != "missing":
-            raise
-        return identity == deny_lists.NONE
 
 
 def matches(lake: Lake, settings: Settings, lists: list[DenyList], identity: str) -> DataFrame:
@@ -100,10 +89,6 @@ def tell(lake: Lake) -> None:
         print(
             f"{NAME}: {many} denied images have left rows; no selection, export or report takes them, and python -m jobs.forget removes all of it"
         )
-
-
-def _state(lake: Lake) -> str:
-    return lake.area("_deny", "applied.json")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from jobs.lake import Lake
 from udfs import deny_list, perceptual_hash, picture_frames
 from udfs.deny_list import DenyList
 from udfs.opener import Opener, to_uri
+from udfs.reject import Reject
 
 CODE = "denied"
 NONE = "no lists"
@@ -53,6 +54,27 @@ def identity_of(settings: Settings, lists: list[DenyList]) -> str:
         return NONE
     how = (settings.deny.distance, settings.deny.guess, perceptual_hash.KERNEL_VERSION, picture_frames.KERNEL_VERSION)
     return digest(sorted((one.kind, one.name, one.sha256) for one in lists), how)
+
+
+def is_applied(lake: Lake, identity: str) -> bool:
+    """Whether the images of the lake have been compared with the lists of this identity; no lists have always been applied."""
+    try:
+        return json.loads(lake.opener.read(applied(lake)))["lists"] == identity
+    except Reject as reject:
+        if reject.code != "missing":
+            raise
+        return identity == NONE
+
+
+def require_applied(lake: Lake, settings: Settings, who: str) -> None:
+    """Raises Mistake when the images of the lake have not been compared with the lists of this config."""
+    if settings.deny.lists and not is_applied(lake, identity_of(settings, read(settings))):
+        raise Mistake(f"{who}: the deny lists of this config have not been applied to the images of the lake yet; run the stage deny first")
+
+
+def applied(lake: Lake) -> str:
+    """URI of the note which lists were applied last."""
+    return lake.area("_deny", "applied.json")
 
 
 def for_workers(settings: Settings) -> str | None:

@@ -77,7 +77,9 @@ def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def labels_of(staged: DataFrame, run: str) -> DataFrame:
-        mine = staged.where(F.col("reject").isNull() & F.col("label.value").isNotNull()).select("image_id", "view", F.lit(KIND).alias("kind"), "label.*")
+        mine = staged.where(F.col("reject").isNull() & F.col("label.value").isNotNull()).select(
+            "image_id", "view", F.lit(KIND).alias("kind"), "label.*"
+        )
         # a view that only lacked the output of a new encoder has its label
         known = lake.read("labels", lake.version("labels")).select(*TABLES["labels"].key)
         return mine.join(known, list(TABLES["labels"].key), "left_anti").withColumn("run", F.lit(run))

@@ -110,7 +110,7 @@ def _of_classes(lake: Lake, settings: Settings, given: Sequence[str]) -> Stages:
 
 def _of_styles(lake: Lake, settings: Settings) -> Stages:
     return [
-        ("fit styles", lambda: fit_styles.run(lake, settings)),
+        ("fit styles", lambda: fit_styles.ensure(lake, settings)),
         ("assign styles", lambda: assign_styles.run(lake, settings)),
         ("style sheets", lambda: style_sheets.run(lake, settings)),
     ]

@@ -136,7 +136,8 @@ def _moved(found: pd.DataFrame, view: str, head: Head) -> dict[str, Any]:
 
 NOTE_PROBE = (
     "A copy with a target is one that labels say is worse than its original: where the head was fitted to such labels, its fall says that the "
-    "fitting took, not that a head fitted to people's ratings would be as hard to fool. A copy without one was never shown to it."
+    "fitting took, not that a head fitted to people's ratings would be as hard to fool. A copy without one was never shown to it, though "
+    "another strength of its kind may have been."
 )
 
 

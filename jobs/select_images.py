@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Select, Settings, digest, load_detector, load_encoder
-from jobs import assign_styles, centres, classify, command, embed, embedding, facts, flag, score, snapshot, waves
+from jobs import assign_styles, centres, classify, command, deny_lists, embed, embedding, facts, flag, score, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.waves import Projection
@@ -54,6 +54,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
 
 def _demand(lake: Lake, settings: Settings, head: Head) -> None:
     """Raises Mistake when a stage has not given yet what the selection asks for: a missing value must not be a stage that was left out."""
+    deny_lists.require_applied(lake, settings, "select")
     asked = facts.tables_used(settings.select)
     outputs = [PIXELS, load_encoder(settings.encoder).name]
     outputs += [load_detector(name).name for name in settings.embed.detectors] if "flags" in asked else []

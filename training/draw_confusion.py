@@ -60,8 +60,8 @@ def _draw_reliability(axes: Any, evaluation: Mapping[str, Any]) -> None:
         label = f"{when} temperature {evaluation['temperature']['value']:.2f}: error {error:.2f}"
         axes.scatter(x, y, s=12 + 200 * count[there] / count.sum(), color=colour, alpha=0.7, label=label)
     axes.set_xlim(0, 1.02)
-    axes.set_ylim(-0.02, 1.05)
+    axes.set_ylim(-0.03, 1.22)  # room for the legend
     axes.set_xlabel("largest probability")
     axes.set_ylabel("share that is right")
-    for mark in axes.legend(loc="lower left", fontsize=8).legend_handles:
+    for mark in axes.legend(loc="upper left", fontsize=8).legend_handles:
         mark.set_sizes([30])

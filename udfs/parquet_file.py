@@ -73,7 +73,7 @@ def batches(reader: Reader, file: pq.ParquetFile, group: int, columns: Sequence[
 
 def parts(batch: pa.RecordBatch, image: Sequence[str]) -> tuple[pa.Array, pa.Array | None]:
     """A batch -> (the cells, their paths where there are such)."""
-    whole = batch.column(image[0].partition(".")[0])
+    whole = batch.column(image[0] if image[0] in batch.schema.names else image[0].removesuffix(".bytes"))
     if not pa.types.is_struct(whole.type):
         return whole, None
     return whole.field("bytes"), whole.field("path") if len(image) > 1 else None

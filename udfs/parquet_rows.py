@@ -45,9 +45,9 @@ def rows(opener: Opener, uri: str, expected: Stat, image: str, others: Mapping[s
             file = open_file(reader)
             schema = file.schema_arrow
         path = image_path(schema, image)
-        for column in required:
+        others = {name: column for name, column in others.items() if column in schema.names}
+        for column in (*required, *others.values()):
             only(schema, column)
-        others = {name: column for name, column in others.items() if schema.get_field_index(column) >= 0}
         beside = [f"{image}.path"] if path != image and schema.field(image).type.get_field_index("path") >= 0 else []
         for group in range(file.num_row_groups):
             yield from _rows_of(reader, file, group, [path, *beside], others)

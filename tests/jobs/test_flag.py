@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -19,13 +19,13 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Select, Settings
-from jobs import classify, embed, embedding, facts, flag, ingest, report, report_flags, select_images
+from jobs import classify, embed, embedding, facts, flag, ingest, report, report_flags, score, select_images
 from jobs.checks import check
 from jobs.lake import Lake
 from jobs.registry import Head
 from tests.jobs.conftest import MakeSettings
 from tests.udfs.test_detectors import picture, write_tagger
-from udfs import class_head
+from udfs import class_head, score_head
 
 MARKED, DECLARED, PLAIN = 5, 2, 3
 
@@ -228,6 +228,26 @@ def _by_group(known: DataFrame) -> dict[str, list[str]]:
     return {name: [row["image_id"].hex() for row in rows if row["group"] == name] for name in {row["group"] for row in rows}}
 
 
+def test_a_selection_over_flags_waits_for_them_and_is_made_once(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"name": "text", "value": "has_text", "none_of": ["true"]}]
+    asked = Select.model_validate({"name": "t", "seed": 5, "rules": rules}, strict=False)
+    settings = build.with_flags(repeated=7).model_copy(update={"select": asked})
+    torch.manual_seed(0)
+    weights = safetensors.torch.save(score_head.build(192).state_dict())
+    scorer = Head("aesthetic-scorer", "1", "0" * 64, embedding.of_scorer(settings), {}, weights)
+    score.run(build.lake, settings, head=scorer)
+    with pytest.raises(Mistake, match="select: rules or caps ask for flags, and images have none yet; run the stages flag first"):
+        select_images.run(build.lake, settings, head=scorer)
+    flag.run(build.lake, settings)
+    capsys.readouterr()
+    select_images.run(build.lake, settings, head=scorer)
+    select_images.run(build.lake, settings, head=scorer)
+    told = capsys.readouterr().out
+    assert f"keeps {DECLARED + PLAIN} of {MARKED + DECLARED + PLAIN} images" in told and "select: nothing to do" in told
+    failed = build.lake.read("decisions").select(F.explode("failed").alias("failed")).select("failed.*").distinct().collect()
+    assert [tuple(row) for row in failed] == [("text", "true", "none of true", flag.evidence(settings).fingerprint)]
+
+
 def test_a_denied_image_is_dropped_for_that_alone(build: Build) -> None:
     known = build.known().withColumn("denied", F.when(F.hex("image_id") > "8", F.array(F.lit("true"))).otherwise(F.col("denied")))
     impossible = [{"name": "never", "value": "min_side", "at_least": 1e9}]
@@ -257,15 +277,10 @@ def test_without_a_detector_a_rule_over_its_word_is_refused(make_settings: MakeS
         check(settings)
 
 
-def test_with_nothing_configured_the_bytes_still_declare(
-    make_settings: MakeSettings, make_lake: Callable[[Settings], Lake], tmp_path: Path
-) -> None:
-    paint(tmp_path / "images")
-    settings = make_settings(waves={"rows": 50, "task_rows": 20})
-    lake = make_lake(settings)
-    ingest.run(lake, settings)
-    flag.run(lake, settings)
-    rows = lake.read("flags").collect()
+def test_with_nothing_configured_the_bytes_still_declare(build: Build) -> None:
+    bare = build.settings.model_copy(update={"embed": build.settings.embed.model_copy(update={"detectors": ()})})
+    flag.run(build.lake, bare)
+    rows = build.rows(bare).values()
     assert sorted(row["ai_generated"] for row in rows) == ["declared"] * DECLARED + ["unknown"] * (MARKED + PLAIN)
     assert {(row["rating"], row["has_text"], row["nsfw"], row["versions"]) for row in rows} == {(None, None, None, "the bytes alone")}
 

@@ -62,15 +62,17 @@ def test_another_choice_of_jpeg_decode_is_another_fingerprint_of_every_output(mo
     [
         ({"engine": "onnxruntime", "precision": "bf16"}, "onnxruntime runs the towers in fp32, given precision bf16"),
         ({"compile": True}, "compile: given with engine onnxruntime"),
-        ({"engine": "onnxruntime", "device": "cuda"}, "given onnxruntime with device cuda, but onnxruntime here has"),
         ({"encoders": ["clip-vit-b-16-demo", "clip-vit-b-16-demo"]}, "two of its encoders and detectors are named"),
     ],
 )
 def test_an_engine_that_cannot_is_refused_before_the_job(given: dict[str, Any], message: str) -> None:
     with pytest.raises(Mistake, match=message):
-        settings = demo(**given)
-        embedding.outputs(settings)
-        checks.check(settings)
+        embedding.outputs(demo(**given))
+
+
+def test_onnxruntime_on_a_gpu_that_it_cannot_use_is_refused_before_spark() -> None:
+    with pytest.raises(Mistake, match="given onnxruntime with device cuda, but onnxruntime here has"):
+        checks._check_models(demo(engine="onnxruntime", device="cuda"))
 
 
 def test_a_missing_file_of_a_detector_is_named(tmp_path: Path) -> None:
@@ -78,4 +80,4 @@ def test_a_missing_file_of_a_detector_is_named(tmp_path: Path) -> None:
         f"{{name: tags, kernel: tagger, weights: /nowhere/model.onnx, sha256: '{'0' * 64}', vocabulary: {DEMO}, vocabulary_sha256: '{'0' * 64}'}}"
     )
     with pytest.raises(Mistake, match="detector tags: weights: no file at /nowhere"):
-        checks.check(demo(detectors=[str(tmp_path / "tagger.yaml")]))
+        checks._check_models(demo(detectors=[str(tmp_path / "tagger.yaml")]))

@@ -88,10 +88,14 @@ class Build:
 
     def changed(self, *runs: Callable[[Lake, Settings], Any]) -> set[str]:
         """Tables that the stages add rows to."""
-        before = self.lake.versions(TABLES)
+        before = self.versions()
         for run in runs:
             run(self.lake, self.settings)
-        return {name for name, version in self.lake.versions(TABLES).items() if version != before[name]}
+        return {name for name, version in self.versions().items() if version != before[name]}
+
+    def versions(self) -> dict[str, str]:
+        """The last commit of each table, from its log: Delta's own answer costs seconds for all of them."""
+        return {name: max(path.name for path in (self.folder / f"lake/{name}/_delta_log").glob("*.json")) for name in TABLES}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_one_image_more_pays_for_one_image(build: Build) -> None:
 
 
 def test_what_is_told_from_stored_vectors_and_detections_needs_no_bytes_and_changes_its_own_table_only(build: Build) -> None:
-    """A head, a classifier, a set of centres, a threshold: the first of each, a second run, then another one. The images are away."""
+    """A head, a classifier, a set of centres, a threshold: the first of each, another one, and a run with nothing new. The images are away."""
     shutil.move(build.folder / "images", build.folder / "elsewhere")
     build.keys["classify"] = [{"label": "style", "model": "style-classifier"}]
     steps: dict[str, tuple[Callable[[Lake, Settings], Any], Callable[[int], None]]] = {
@@ -159,7 +163,7 @@ def test_what_is_told_from_stored_vectors_and_detections_needs_no_bytes_and_chan
         for number in range(2):
             change(number)
             assert build.changed(run) == {table}
-            assert build.changed(run) == set()
+        assert build.changed(run) == set()
         counts = build.lake.read(table).groupBy("fingerprint").count().collect()
         assert [row["count"] for row in counts] == [IMAGES + 1] * 2, table
     assert build.changed(embed.run) == set()

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load
-from jobs import calibrate_scores, embed, fitted, ingest, label, registry, report_scores, score, score_bias
+from jobs import calibrate_scores, domains, embed, fitted, ingest, label, registry, report_scores, score, score_bias
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image
 from udfs import score_bins, score_head
@@ -75,6 +75,7 @@ class Build:
             "label.views": str(VIEWS),
             "label.probes": "[smooth:1]",
             "calibrate.fewest": 30,
+            "classify": "[]",
         } | {key.replace("__", "."): value for key, value in keys.items()}
         return load(REPOSITORY / "conf/demo.yaml", [f"{key}={value}" for key, value in sections.items()])
 
@@ -207,6 +208,20 @@ def test_the_reports_part_renders(build: Build) -> None:
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string((REPOSITORY / "jobs/report_scores.html").read_text())
     html = page.render(bias=told)
     assert "smooth:1" in html and "score-bins:1" in html and "What the score follows" in html
+
+
+def test_a_class_is_a_domain_once_every_image_has_been_through_the_classifier(build: Build) -> None:
+    rows = domains.first_sources(build.lake).withColumnRenamed("domain", "class")
+    told = {name: F.lit("c") for name in ("fingerprint", "label", "model", "model_version", "embedding_fingerprint", "run")}
+    nothing = F.array().cast("array<struct<class: string, p: float>>")
+    classes = rows.withColumns(told | {"p": F.lit(1.0).cast("float"), "probabilities": nothing})
+    build.lake.append("classes", classes.where(F.col("class") == "first"), "test", 0)
+    with pytest.raises(Mistake, match="score: images have no class by c yet; run the stage classify first"):
+        domains.check_classified(build.lake, rows, "c", "score")
+    build.lake.append("classes", classes.where(F.col("class") == "second"), "test", 1)
+    domains.check_classified(build.lake, rows, "c", "score")
+    found = domains.add(build.lake, rows, domains.CLASS, "c").groupBy("domain").count().collect()
+    assert {row["domain"]: row["count"] for row in found} == {"first": FIRST, "second": SECOND}
 
 
 def test_bins_of_another_head_are_refused(build: Build) -> None:

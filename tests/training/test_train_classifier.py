@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conf.section import Mistake
 from conf.settings import load
 from tests.training.conftest import ROOT, command, image_id
-from training import evaluate_classifier, paired, temperature, tracker, train_classifier
+from training import evaluate_classifier, fit_classifier, paired, temperature, tracker, train_classifier
 from training.evaluate_classifier import widen
+from training.exports import open_export
 from training.temperature import Temperature
 from udfs import class_head
 from udfs.snapshot import id_sum
@@ -111,12 +113,8 @@ def test_a_training_registers_a_calibrated_head_with_its_evaluation_and_its_conf
         ({"label": "ai_generated"}, "its labels are of kind 'ai_generated', train_classifier.label is 'style'"),
         ({"classes": {"photo": {"train": 3}, "anime": {"held_out": 2}}}, "no image to train on of anime"),
         ({"classes": {"photo": {"train": 3}}}, "only the class photo"),
-        (
-            {"buckets": {"train": range(12), "calibrate": range(100, 106), "held_out": range(11, 20)}},
-            "1 groups of near-duplicates are in both train",
-        ),
     ],
-    ids=["other labels", "nothing to train on", "one class", "a group in two buckets"],
+    ids=["other labels", "nothing to train on", "one class"],
 )
 def test_an_export_that_cannot_be_trained_on_is_one_line_and_status_2(
     export: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,6 +125,14 @@ def test_an_export_that_cannot_be_trained_on_is_one_line_and_status_2(
     assert end.value.code == 2
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_near_duplicates_in_two_buckets_are_refused(tmp_path: Path) -> None:
+    apart = write_export(tmp_path / "apart")
+    fit_classifier.check_split(open_export(apart, "classes", train_classifier.COLUMNS, tuple(BUCKETS)))
+    together = write_export(tmp_path / "together", {"train": range(12), "calibrate": range(100, 106), "held_out": range(11, 20)})
+    with pytest.raises(Mistake, match="1 groups of near-duplicates are in both train and held_out"):
+        fit_classifier.check_split(open_export(together, "classes", train_classifier.COLUMNS, tuple(BUCKETS)))
 
 
 def evaluate(said: list[int], labelled: list[int], origin: list[str], groups: list[int] | None = None) -> dict[str, Any]:

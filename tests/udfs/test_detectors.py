@@ -221,10 +221,10 @@ def test_the_reader_takes_any_shape_in_bounded_time_and_says_nothing(
 
 
 def test_of_a_wall_of_letters_the_largest_regions_are_read(reader: detector_text.Reader) -> None:
-    wall = Image.new("RGB", (900, 900), "white")
-    for row in range(40):
+    wall = Image.new("RGB", (480, 480), "white")
+    for row in range(22):
         for column in range(6):
-            ImageDraw.Draw(wall).text((150 * column, 22 * row), f"W{row} {column}", fill="black", font=ImageFont.load_default(14))
+            ImageDraw.Draw(wall).text((80 * column, 22 * row), f"W{row} {column}", fill="black", font=ImageFont.load_default(14))
     began = time.process_time()
-    assert 30 < len(read(reader, wall)) <= detector_text.MOST
+    assert len(read(reader, wall)) > detector_text.MOST - 10
     assert time.process_time() - began < 8

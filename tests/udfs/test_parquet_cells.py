@@ -74,6 +74,8 @@ def test_every_row_is_an_image_with_its_address_and_what_the_columns_say(tmp_pat
     assert [addresses.read(row, opener) for row in rows] == whole
     assert {(row["offset"], row["column"]) for row in rows} == {(None, "photo")}
     assert [row["length"] for row in rows] == [len(data) for data in whole]
+    dotted = read(write(tmp_path / "b.parquet", {"an image.bytes": [PNG]}), {"image": "an image.bytes"})
+    assert codes(dotted) == ["ok"] and addresses.read(dotted[0], opener) == PNG
     done: dict[str, Any] = {}
     assert addresses.read_any(done, [rows[5]], opener, rows[5]["image_id"]) == whole[5]
     assert done["at"] == {name: rows[5][name] for name in addresses.PLACE}
