@@ -3,7 +3,7 @@
     spark-submit --jars '.cache/jars/*.jar' jobs/classify.py --config conf/demo.yaml
 
 One entry of `classify` is one classifier; its alias is resolved to a version once, at the start. A new champion recomputes its rows only.
-Cost: some 20,000 vectors/s a core. A probability that is no number gets the reject `not_finite`.
+Cost: some 50,000 vectors/s a core in the kernel (width 768, 8 classes). A probability that is no number gets the reject `not_finite`.
 """
 
 from __future__ import annotations

@@ -170,9 +170,20 @@ def _style(lake: Lake, known: Evidence) -> DataFrame:
 
 
 def _ai(lake: Lake, known: Evidence) -> DataFrame:
-    """-> image_id, ai_p, ai_by."""
+    """-> image_id, ai_p (NULL where the classifier is not to be trusted), ai_by."""
+    if AI not in known.heads or not trusted(known.heads[AI]):
+        return _classes(lake, known, AI).select("image_id", F.lit(None).cast("double").alias("ai_p"), _named().alias("ai_by"))
     p = F.get(F.filter("probabilities", lambda one: one["class"] == IS_AI), 0)["p"].cast("double")
-    return _classes(lake, known, AI).select("image_id", p.alias("ai_p"), F.concat_ws(":", "model", "model_version").alias("ai_by"))
+    return _classes(lake, known, AI).select("image_id", p.alias("ai_p"), _named().alias("ai_by"))
+
+
+def trusted(head: Head) -> bool:
+    """Whether a classifier's held-out images say more than its baselines and than where the images are from (training.evaluate_classifier)."""
+    return head.tags.get("beats_baselines") == "true" and head.tags.get("confounded") == "false"
+
+
+def _named() -> Column:
+    return F.concat_ws(":", "model", "model_version")
 
 
 def _classes(lake: Lake, known: Evidence, label: str) -> DataFrame:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from training import evaluate_scorer
 from training.evaluate_scorer import COVERAGE, RESAMPLES, draw_images, interval
 from training.temperature import BINS, Temperature, count_bins, expected_error
 from udfs.class_head import softmax
@@ -89,23 +88,6 @@ def evaluate(
 def shorten(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluation -> what a report shows, small enough for a tag."""
     return {name: value for name, value in evaluation.items() if name not in ("confusion", "reliability")}
-
-
-def summarise(evaluation: Mapping[str, Any]) -> str:
-    """Evaluation -> lines for a person."""
-    temperature, majority = evaluation["temperature"], evaluation["majority"]
-    lines = [
-        f"held out {evaluation['rows']} images in {evaluation['groups']} groups of near-duplicates: balanced accuracy {show(evaluation['balanced_accuracy'])}, "
-        f"always {majority['class']} {majority['balanced_accuracy'][0]:.2f}; accuracy {show(evaluation['accuracy'])}",
-        f"temperature {temperature['value']:.2f} from {temperature['images']} images that fit nothing else"
-        + (" (as far as it may go: they tell too little)" if temperature["at_bound"] else "")
-        + f": calibration error {show(evaluation['calibration_error_before'])} -> {show(evaluation['calibration_error'])}",
-        f"other below {evaluation['other_below']:g}: {show(evaluation['coverage_of_classes'])} of the images get a class, "
-        f"{show(evaluation['accuracy_of_classes'])} of these the right one",
-    ]
-    lines += [_line(name, one) for name, one in evaluation["classes"].items()]
-    lines += [_warning(column, one) for column, one in evaluation["confounding"].items() if one["values"] > 1]
-    return "\n".join(lines)
 
 
 def number(classes: Sequence[str], names: Numbers) -> Numbers:
@@ -228,10 +210,6 @@ def _majority(sums: Mapping[str, Numbers], usual: int) -> Numbers:
     return _share(there[:, usual].astype(np.float64), there.sum(axis=1))
 
 
-def show(found: list[float]) -> str:
-    return evaluate_scorer.show(found) if found else "not known"
-
-
 def _beyond(difference: list[float]) -> bool:
     return bool(difference) and difference[1] > 0
 
@@ -258,17 +236,3 @@ def _class(place: int, name: str, sums: Mapping[str, Numbers], figures: Mapping[
         **{what: figures[what][place] for what in OF_CLASS},
         **from_,
     }
-
-
-def _line(name: str, one: Mapping[str, Any]) -> str:
-    figures = ", ".join(f"{what} {show(one[what])}" for what in ("precision", "recall"))
-    most, share, values = (one["origin"][key] for key in ("most", "share", "values"))
-    where = f"all from {most}" if values == 1 else f"{share:.0%} from {most}, {values} collections"
-    return f"  {name}: {figures} ({one['train']} trained on, {one['held_out']} held out; {where})"
-
-
-def _warning(column: str, one: Mapping[str, Any]) -> str:
-    told = f"{column} alone (no look at the image) reaches {show(one['balanced_accuracy'])}, difference {show(one['difference'])}"
-    if one["better"]:
-        return f"{told}: the classifier is better than that"
-    return f"{told}: CONFOUNDED, the classifier may have learned where images are from instead"

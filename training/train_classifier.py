@@ -22,7 +22,7 @@ from typing import Any
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
-from training import evaluate_classifier, feed, fit_classifier, loop, process_group, temperature, tracker, trainer
+from training import classifier_summary, evaluate_classifier, feed, fit_classifier, loop, process_group, temperature, tracker, trainer
 from training.draw_confusion import draw
 from training.exports import Export, open_export
 from training.fit_classifier import CALIBRATE, FitClassifier, classes_of
@@ -92,7 +92,7 @@ def write_result(folder: Path, settings: Settings, export: Export, task: FitClas
     (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     (folder / "confusion.png").write_bytes(draw(classes, evaluation))
     write_classes(folder / "held_out_classes.parquet", buckets[HELD_OUT], class_head.softmax(logits[HELD_OUT], fitted.value), classes)
-    for line in evaluate_classifier.summarise(evaluation).splitlines():
+    for line in classifier_summary.summarise(evaluation).splitlines():
         print(f"{NAME}: {line}", flush=True)
     return version_tags(settings, export, head, evaluation)
 

@@ -18,6 +18,7 @@ the decimals that a table shows, and a stored .35 reaches a threshold of .35.
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -138,11 +139,15 @@ def _severity(p: float, domain: str | None, options: Mapping[str, Any]) -> str:
 
 
 def judge_origin(marks: Sequence[str], p: float | None, by: str | None, options: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """(marks in the bytes, the probability of `ai`, which classifier says so) -> (declared, detected or unknown; the evidence in words)."""
+    """(marks in the bytes, probability of `ai`, which classifier says so) -> (declared, detected or unknown; the evidence in words). A
+    classifier that is not to be trusted gives no probability.
+    """
     evidence = [f"declared by {mark}" for mark in list(marks)[:MARKS]]
     detected = False
-    if by is None or p is None:  # p alone: NaN in a frame
+    if by is None:
         evidence.append("no detector")
+    elif p is None or math.isnan(p):  # NULL is NaN in a frame
+        evidence.append(f"no trustworthy detector: {by} does not beat its baselines, or is confounded with where its images are from")
     else:
         detected = p >= options["ai_detected"]
         evidence.append(f"{'' if detected else 'not '}detected, {p:.3f} by {by}")

@@ -71,7 +71,7 @@ def test_an_encoder_that_is_not_there_and_weights_without_a_hash_are_refused(tmp
     with pytest.raises(Mistake, match="weights need their sha256"):
         load_encoder(str(tmp_path / "e.yaml"))
     (tmp_path / "e.yaml").write_text("{name: e, kernel: magic, width: 8}")
-    with pytest.raises(Mistake, match=r"kernel: given 'magic', allowed \['clip', 'colour_grid'\]"):
+    with pytest.raises(Mistake, match=r"kernel: given 'magic', allowed \['clip', 'colour_grid', 'csd', 'vit'\]"):
         load_encoder(str(tmp_path / "e.yaml"))
 
 

@@ -149,7 +149,7 @@ def head(label: str, classes: tuple[str, ...]) -> Head:
     torch.manual_seed(0)
     weights = class_head.build(48, len(classes), None).state_dict()
     packed = class_head.pack(weights, class_head.About(label, classes, 1.0, 0.0))
-    return Head(f"{label}-classifier", "3", "0" * 64, "colour-grid:x", {}, packed)
+    return Head(f"{label}-classifier", "3", "0" * 64, "colour-grid:x", {"beats_baselines": "true", "confounded": "false"}, packed)
 
 
 def test_classifiers_tell_the_domain_and_the_origin_once_they_have_seen_the_image(
@@ -181,6 +181,12 @@ def test_classifiers_tell_the_domain_and_the_origin_once_they_have_seen_the_imag
         assert row["domain"] == ("photo" if high else "drawing")
         assert row["ai_generated"] in (("declared", "detected") if high else ("declared", "unknown"))
         assert row["ai_evidence"][-1] == ("detected, 0.970" if high else "not detected, 0.030") + " by ai_generated-classifier:3"
+    doubted = known._replace(
+        heads=known.heads | {"ai_generated": heads[1]._replace(tags={"beats_baselines": "true", "confounded": "true"})}
+    )
+    images = build.lake.read("images").select("image_id", "ai_marks").join(classes, "image_id")
+    for row in flag.compute(build.lake, images, build.settings, doubted).collect():
+        assert row["ai_generated"] != "detected" and row["ai_evidence"][-1].startswith("no trustworthy detector: ai_generated-classifier:3")
 
 
 def decided(known: DataFrame, **select: Any) -> dict[str, list[str]]:

@@ -228,7 +228,7 @@ def test_a_forgotten_image_is_nowhere_but_in_its_reject_also_after_kills(
     capsys.readouterr()
     forget.run(lake, settings)
     assert "forget: nothing to do" in capsys.readouterr().out
-    write_image(images / "part-1/another.png", 501)
+    write_image(victim.with_name("another.png"), 501)
     ingest.run(lake, settings)  # the file is still there, and is not taken again
     assert lake.read("images").count() == lake.read("sources").count() == 13
     assert found_in(tmp_path, victim, settings) == ["lake/rejects", "lake/rejects"]  # that of its file, by a digest, and its own

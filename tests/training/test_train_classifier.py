@@ -16,7 +16,7 @@ import pytest
 from conf.section import Mistake
 from conf.settings import load
 from tests.training.conftest import ROOT, command, image_id
-from training import evaluate_classifier, fit_classifier, paired, temperature, tracker, train_classifier
+from training import classifier_summary, evaluate_classifier, fit_classifier, paired, temperature, tracker, train_classifier
 from training.evaluate_classifier import widen
 from training.exports import open_export
 from training.temperature import Temperature
@@ -169,7 +169,7 @@ def test_a_classifier_that_its_collections_explain_is_called_confounded() -> Non
     apart = evaluate(labelled, labelled, ["alley", "farm"] * 20)
     assert apart["confounded"]
     assert not apart["confounding"]["origin"]["better"]
-    assert "CONFOUNDED" in evaluate_classifier.summarise(apart)
+    assert "CONFOUNDED" in classifier_summary.summarise(apart)
     mixed = evaluate(labelled, labelled, ["alley", "alley", "farm", "farm"] * 10)
     assert mixed["confounding"]["origin"]["balanced_accuracy"][0] == 0.5
     assert not mixed["confounded"]
@@ -190,7 +190,7 @@ def test_a_class_that_is_not_held_out_has_no_figures() -> None:
     assert told["classes"]["dog"]["recall"] == []
     assert told["classes"]["dog"]["precision"][0] == 0.0
     assert told["balanced_accuracy"][0] == pytest.approx(2 / 3, abs=1e-4)
-    assert "recall not known" in evaluate_classifier.summarise(told)
+    assert "recall not known" in classifier_summary.summarise(told)
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_spoilt_with() -> None:

@@ -128,3 +128,12 @@ def test_batch_and_order_move_no_number_by_more_than_1e_5_and_no_stored_one_by_m
         assert np.abs(found - whole[at]).max() < 1e-5
         first, second = (vectors.astype("<f2").view(np.int16).astype(int) for vectors in (found, whole[at]))
         assert np.abs(first - second).max() <= 1
+
+
+@pytest.mark.proof  # the compiler takes a minute of CPU
+def test_a_compiled_tower_gives_the_same_vectors_for_every_batch(tiny: dict[str, Any]) -> None:
+    compiled = engine.load(tower_clip, tiny, How("cpu", compile=True, threads=1))
+    eager = engine.load(tower_clip, tiny, How("cpu", threads=1))
+    for count in (5, 3, 1, 4):
+        batch = noise(count, 32)
+        assert np.abs(tower_clip.encode(compiled, batch) - tower_clip.encode(eager, batch)).max() < 1e-5

@@ -89,6 +89,8 @@ def test_an_origin_is_declared_detected_or_unknown_with_its_evidence() -> None:
     assert flags.judge_origin([], None, None, OPTIONS) == ("unknown", ["no detector"])
     assert flags.judge_origin([], 0.95, "ai-head:3", OPTIONS) == ("detected", ["detected, 0.950 by ai-head:3"])
     assert flags.judge_origin([], 0.2, "ai-head:3", OPTIONS) == ("unknown", ["not detected, 0.200 by ai-head:3"])
+    generated, evidence = flags.judge_origin([], float("nan"), "ai-head:3", OPTIONS)  # a classifier that is not to be trusted
+    assert (generated, evidence[0].startswith("no trustworthy detector: ai-head:3")) == ("unknown", True)
     told = flags.judge_origin(["png:parameters: a cat"], 0.2, "ai-head:3", OPTIONS)
     assert told == ("declared", ["declared by png:parameters: a cat", "not detected, 0.200 by ai-head:3"])
 
