@@ -127,7 +127,7 @@ def _read(folder: Path) -> list[Image.Image]:
     images, limits = [], Limits().model_dump()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            images.append(decode.decode(path.read_bytes(), limits).image)
+            images.append(decode.decode(path.read_bytes(), limits, scaled=True).image)
         except Reject as reject:
             print(f"left out: {path.name}: {reject.code}")
     return images

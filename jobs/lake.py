@@ -135,7 +135,9 @@ class Lake:
             return
         entries = [entry.uri for entry in self.opener.entries(self._log(table)) if not entry.is_folder]
         if not any(uri.endswith(f"/{0:020}.json") for uri in entries):
-            raise Mistake(f"{self._log(table)}: the log's first commit is gone, and without it its checkpoints cannot be; nothing was taken out of it")
+            raise Mistake(
+                f"{self._log(table)}: the log's first commit is gone, and without it its checkpoints cannot be; nothing was taken out of it"
+            )
         for uri in entries:
             if uri.endswith(".json"):
                 self.opener.write(uri, _without_values(self.opener.read(uri)))

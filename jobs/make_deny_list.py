@@ -54,7 +54,7 @@ def collect(paths: Iterable[Path], kind: str, crops: bool) -> tuple[np.ndarray, 
             found.append(np.frombuffer(hashlib.sha256(data).digest(), np.uint8)[None])
             continue
         try:
-            luma = luma_of(decode.decode(data, Limits().model_dump()).image)
+            luma = luma_of(decode.decode(data, Limits().model_dump(), scaled=True).image)
         except Reject as reject:
             left_out.append(f"{path}: {reject}")
             continue

@@ -77,7 +77,7 @@ def decoding(data: bytes, limits: Mapping[str, Any], scaled: bool = False) -> It
     corrupt.
     """
     layout = header.layout_of(data, limits)
-    by = jpeg.divisor(layout.width, layout.height) if scaled and layout.format == "JPEG" else 1
+    by = _divisor(layout, scaled)
     needed = _share(layout, data, by)
     with _ROOM.take(needed):
         try:
@@ -91,11 +91,16 @@ def decoding(data: bytes, limits: Mapping[str, Any], scaled: bool = False) -> It
                 _give_memory_back()
 
 
-def decode(data: bytes, limits: Mapping[str, Any]) -> Decoded:
+def decode(data: bytes, limits: Mapping[str, Any], scaled: bool = False) -> Decoded:
     """As `decoding`, for a caller that holds one image at a time and keeps it."""
     layout = header.layout_of(data, limits)
-    with _ROOM.take(_share(layout, data, 1)):
-        return _decode(data, layout, 1)
+    by = _divisor(layout, scaled)
+    with _ROOM.take(_share(layout, data, by)):
+        return _decode(data, layout, by)
+
+
+def _divisor(layout: Layout, scaled: bool) -> int:
+    return jpeg.divisor(layout.width, layout.height) if scaled and layout.format == "JPEG" else 1
 
 
 def _share(layout: Layout, data: bytes, by: int) -> int:

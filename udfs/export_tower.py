@@ -4,7 +4,7 @@ The first worker exports under a file lock, in a process of its own (torch and t
 and find it. A file's name is a digest of what its numbers depend on: kernel, architecture, weights and the libraries' versions. Its sha256
 lies beside it and is checked whenever it is opened. The exported graph is compared with the tower before it is kept.
 
-Cost of ViT-B/16 [measured, 2 shared AMD cores]: 8 CPU-s and 2 GB once, 345 MB of disk; 1.1 CPU-s a worker to open it, against 3.7 for
+Cost of ViT-B/16 [measured, 2 shared AMD cores]: 10 to 20 CPU-s and 2.2 GB once, 345 MB of disk; 1.1 CPU-s a worker to open it, against 3.7 for
 torch, open_clip and the weights.
 """
 

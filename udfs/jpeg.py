@@ -3,8 +3,8 @@
 What a tower looks at is some 224 pixels, so a photograph is decoded to a half, a quarter or an eighth of its sides: the inverse DCT makes
 fewer pixels, and whatever reduces them further has less to do. One rule for every output of an image, whichever run.
 
-Chosen by measurement (`python -m benchmarks.decode_part`): against Pillow's full decode and the reduction to 224 this takes .49 of the CPU
-at 1 MP, .47 at 2, .29 at 4 and .31 at 12. simplejpeg is 5 to 15 % faster at the same factors and offers the eighths between, but its check of broken
+Chosen by measurement (`python -m benchmarks.decode_part`): against Pillow's full decode and the reduction to 224 this takes .50 of the CPU
+at 1 MP, .45 at 2, .30 at 4 and .29 at 12. simplejpeg is 5 to 15 % faster at the same factors and offers the eighths between, but its check of broken
 files is either stricter than Pillow's or none; OpenCV scales alike and reads truncated files as whole; torchvision does not scale. Factors
 between the powers of two save little (no SIMD code in libjpeg-turbo) and lie further from the full decode.
 """

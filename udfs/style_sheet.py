@@ -103,7 +103,7 @@ def _place(
     pen.rectangle((left, top, left + IMAGE, top + IMAGE), "white", LINE)
     why = ""
     try:
-        with decode.decoding(addresses.read_any({}, row["addresses"], opener, row["image_id"]), limits) as decoded:
+        with decode.decoding(addresses.read_any({}, row["addresses"], opener, row["image_id"]), limits, scaled=True) as decoded:
             image = decoded.image.copy()
             image.thumbnail((IMAGE - 4, IMAGE - 4), Image.Resampling.LANCZOS)
         sheet.paste(image, (left + (IMAGE - image.width) // 2 + 1, top + (IMAGE - image.height) // 2 + 1))

@@ -198,6 +198,7 @@ BIG = picture(1600, 1200)  # a JPEG of it is decoded to a half, 800 x 600
 def scaled(data: bytes) -> np.ndarray:
     with decode.decoding(data, LIMITS, scaled=True) as decoded:
         assert decoded.image.mode == "RGB"
+        assert decoded.image == decode.decode(data, LIMITS, scaled=True).image
         return np.asarray(decoded.image)
 
 
