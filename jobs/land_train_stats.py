@@ -102,7 +102,9 @@ def stats(lake: Lake, training: Training) -> DataFrame:
         "loss_min": F.min(loss),
         "loss_max": F.max(loss),
     }
-    rows = deny_lists.allowed(lake, _losses(lake, training)).groupBy("image_id").agg(*[column.alias(name) for name, column in summed.items()])
+    rows = (
+        deny_lists.allowed(lake, _losses(lake, training)).groupBy("image_id").agg(*[column.alias(name) for name, column in summed.items()])
+    )
     told = {name: F.lit(getattr(training, name)) for name in ("training", "model", "export", "manifest_sha256")}
     return rows.withColumns(told).withColumn("loss_mean", F.col("loss_mean").cast("float"))
 

@@ -38,7 +38,10 @@ def test_every_encoder_that_we_ship_is_valid(path: Path) -> None:
         ("select.rules=[{name: a, value: score, at_least: 8, at_most: 2}]", ["floor at_least=8.0 is above the maximum at_most=2.0"]),
         ("select.rules=[{name: a, value: score}]", ["needs at_least and/or at_most"]),
         ("select.rules=[{name: a, value: b, at_least: 1}, {name: a, value: c, at_least: 1}]", ["names must be unique"]),
-        ("ingest.sources=[{name: a, kind: zip, uri: x}]", ["ingest.sources.0.kind", "'folder', 'tar', 'manifest' or 'parquet'", "given 'zip'"]),
+        (
+            "ingest.sources=[{name: a, kind: zip, uri: x}]",
+            ["ingest.sources.0.kind", "'folder', 'tar', 'manifest' or 'parquet'", "given 'zip'"],
+        ),
         ("ingest.sources=[{name: a, kind: tar, uri: x, columns: {uri: y}}]", ["columns were given for a tar"]),
         ("ingest.sources=[{name: a, kind: parquet, uri: x, columns: {uri: y}}]", ["columns of a parquet", "['uri']"]),
         ("ingest.sources=[{name: a, kind: manifest, uri: x, columns: {image: y}}]", ["columns of a manifest", "['image']"]),

@@ -67,7 +67,7 @@ class Build:
             self.lake.append(table, self.lake.spark.createDataFrame(whole, schema), "test", 0)
 
     def configure(self, **styles: Any) -> Settings:
-        told = {"clusters": CLUSTERS, "stability_runs": 1, "iterations": 5} | styles
+        told = {"clusters": CLUSTERS, "over_cluster": "null", "stability_runs": 1, "iterations": 5} | styles
         sections = {
             "lake.root": self.folder / "lake",
             "mlflow.tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
