@@ -74,7 +74,9 @@ class Detector(Frozen):
     sha256: str | None = None
     vocabulary: str | None = None  # the names of the model's outputs (selected_tags.csv)
     vocabulary_sha256: str | None = None
-    keep: Share = 0.05  # probabilities below it are not stored (but ratings' and the NSFW model's); no threshold of a later stage may be lower
+    keep: Share = (
+        0.05  # probabilities below it are not stored (but ratings' and the NSFW model's); no threshold of a later stage may be lower
+    )
     resize: Literal["pad-bicubic", "lanczos-pad"] = "pad-bicubic"  # of a tagger: the models' demos, or V7 with its WD tagger
 
     @model_validator(mode="after")
@@ -103,7 +105,9 @@ class Calibrate(Frozen):
     """Bins of the raw score that are fitted, per domain, as a registered version."""
 
     model: Name = "score-bins"
-    method: Literal["quantile", "isotonic"] = "quantile"  # a tenth of the images a bin; or V7's bins of what the targets say that a score is worth
+    method: Literal["quantile", "isotonic"] = (
+        "quantile"  # a tenth of the images a bin; or V7's bins of what the targets say that a score is worth
+    )
     domain: Literal["none", "source", "class"] = "source"  # of an image: the same for all, its first source, or its class by `classify`
     label: Name = "style"  # the kind of the class, where the domain is one; also of the report's tables by class
     fewest: Positive = 200  # images of a domain that has bins of its own; smaller ones share those of all
@@ -197,7 +201,9 @@ class Flags(Frozen):
     @model_validator(mode="after")
     def _every_rating_is_mapped(self) -> Flags:
         if lacking := [name for name in ("general", "sensitive", "questionable", "explicit") if name not in self.ratings]:
-            raise ValueError(f"flags.ratings: says nothing of {lacking}; map each of a tagger's four ratings to safe, questionable or explicit")
+            raise ValueError(
+                f"flags.ratings: says nothing of {lacking}; map each of a tagger's four ratings to safe, questionable or explicit"
+            )
         return self
 
 
@@ -213,7 +219,9 @@ class Deny(Frozen):
 
     lists: tuple[List, ...] = ()
     distance: Annotated[int, Field(ge=0, le=96)] = 46  # bits of 256 at which a perceptual hash counts as the same picture
-    guess: bool = True  # hash a picture also as if borders were taken off and cut edges put back (udfs/picture_frames.py); False: it and its mirror
+    guess: bool = (
+        True  # hash a picture also as if borders were taken off and cut edges put back (udfs/picture_frames.py); False: it and its mirror
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Deny:

@@ -115,7 +115,9 @@ class Source(Frozen):
             raise ValueError(f"columns were given for a {self.kind}; they name the fields of a manifest or the columns of parquet files")
         wrong = {"manifest": {"image"}, "parquet": {"uri", "offset", "length"}}.get(self.kind, set()) & set(self.columns)
         if wrong:
-            raise ValueError(f"columns of a {self.kind}: given {sorted(wrong)}; a manifest names addresses, a parquet file has an image column")
+            raise ValueError(
+                f"columns of a {self.kind}: given {sorted(wrong)}; a manifest names addresses, a parquet file has an image column"
+            )
         return self
 
 
