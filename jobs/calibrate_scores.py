@@ -158,10 +158,8 @@ def tell(settings: Settings, made: Fitted, rule: Rule) -> None:
         print(f"  {name or 'all':<24} {rule.images[name]:>9} images  {' '.join(map(_edge, edges))}")
     if rule.metrics:
         print("  " + ", ".join(f"{name} {value:.4f}" for name, value in rule.metrics.items()))
-    champion = fitted.latest(settings.mlflow, made.model, fitted.CHAMPION) or {}
-    other = "a candidate: make it the champion in MLflow, or set score.bins_alias to its number"
-    held = "the champion" if champion.get("digest") == made.tags["digest"] else other
-    print(f"{NAME}: {made.name} is {held}; score with it: jobs.score --set score.bins={made.model}", flush=True)
+    standing = fitted.standing(settings.mlflow, made)
+    print(f"{NAME}: {standing}; score with it: jobs.score --set score.bins={made.model}", flush=True)
 
 
 def _edge(edge: float) -> str:

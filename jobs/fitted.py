@@ -31,7 +31,7 @@ LONGEST = 6000  # characters of a parameter
 
 
 class Fitted(NamedTuple):
-    """One registered version. sha256: of the lines `sha256 name` of its files, sorted by name. run: the id of the run that made it."""
+    """One registered version. sha256: `hash_of` its files. run: the id of the run that made it."""
 
     model: str
     version: str
@@ -135,6 +135,14 @@ def settle(settings: Mlflow, model: str, version: str, alias: str | None = None)
     return alias
 
 
+def standing(settings: Mlflow, made: Fitted) -> str:
+    """-> in words, whether the version is the champion, and how it becomes it."""
+    champion = latest(settings, made.model, CHAMPION) or {}
+    if champion.get("digest") == made.tags["digest"]:
+        return f"{made.name} is the champion"
+    return f"{made.name} is a candidate: python -m jobs.promote_fitted {made.model} {made.version}"
+
+
 def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[str, bytes]) -> None:
     """Files (name -> bytes) -> the run's artifacts in `folder`, instead of what lay there. The version's own files are not touched."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -154,6 +162,9 @@ def runs(settings: Mlflow, model: str) -> list[str]:
 
 
 def hash_of(files: Mapping[str, bytes]) -> str:
+    """Files -> the sha256 of the only one, or, of several, of the lines `sha256 name`, sorted by name."""
+    if len(files) == 1:
+        return hashlib.sha256(*files.values()).hexdigest()
     lines = [f"{hashlib.sha256(files[name]).hexdigest()} {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
