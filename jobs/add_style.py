@@ -46,19 +46,19 @@ def main() -> None:
 def run(lake: Lake, settings: Settings, names: list[str], note: str = "", plan_only: bool = False) -> None:
     parent = centres.current(settings)
     images = resolve(lake, names)
-    ids = sorted(image_id.hex() for image_id in images)
+    ids = digest(sorted(image_id.hex() for image_id in images))  # a set lives on where an image is forgotten: it names none
     for event in parent.centres.history:
         if event.get("images") == ids:
-            print(f"{NAME}: nothing to do, cluster {event['cluster']} of {parent.name} was made from these {len(ids)} images")
+            print(f"{NAME}: nothing to do, cluster {event['cluster']} of {parent.name} was made from these {len(images)} images")
             return
     vectors = read(lake, settings, images)
-    told = f"{len(ids)} images -> cluster {parent.centres.next_id} of a new version of {parent.name}"
+    told = f"{len(images)} images -> cluster {parent.centres.next_id} of a new version of {parent.name}"
     if plan_only:
         print(f"{NAME}: {told}, pending")
         return
     identity = digest("add", parent.fitted.sha256, ids)
     child = style_fit.extend(parent.centres, vectors, {"how": "add", "images": ids, "note": note, "parent": parent.name}, identity)
-    made = centres.derive(settings, parent, child, {"added": parent.centres.next_id, "images": len(ids), "note": note})
+    made = centres.derive(settings, parent, child, {"added": parent.centres.next_id, "images": len(images), "note": note})
     spread = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).max()
     print(f"{NAME}: {told}; the farthest of them lies {spread:.3f} from it, none_above is {parent.centres.none_above:.3f}")
     print(f"{NAME}: {centres.tell_alias(settings, made)}; next: python -m jobs.assign_styles")

@@ -27,7 +27,6 @@ from jobs.waves import Projection
 from udfs import style_centres as kernel
 
 NAME = "assign-styles"
-NOWHERE = {"uri": "string", "offset": "bigint", "length": "bigint", "row_group": "int", "row": "int", "column": "string"}
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False, chosen: Set | None = None) -> None:
@@ -37,20 +36,14 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, chosen: Set | N
         print(progress.estimate(lake, NAME, pending(lake, settings, chosen).count()))
         return
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        vectors = pending(lake, settings, chosen)  # after the stage has landed what an earlier run had staged
-        count = vectors.count()
-        if count == 0:
-            print(f"{NAME}: nothing to do")
-            return
-        with progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
-            stage.run_whole(compute(vectors, settings, chosen))
+        stage.run_pending(pending(lake, settings, chosen), lambda vectors: compute(vectors, settings, chosen))
 
 
 def pending(lake: Lake, settings: Settings, chosen: Set) -> DataFrame:
     """Vectors of the centres' encoder that have no row by them -> (image_id, vector)."""
     told = centres.fingerprint(chosen, settings)
     done = lake.read("styles").where(F.col("fingerprint") == told).select("image_id")
-    settled = rejects.settled(lake, NAME).where(F.col("fingerprint") == told).select(F.unhex("input_key").alias("image_id"))
+    settled = rejects.settled_images(lake, NAME, told)
     return centres.vectors(lake, settings).join(done, "image_id", "left_anti").join(settled, "image_id", "left_anti")
 
 
@@ -65,9 +58,7 @@ def compute(vectors: DataFrame, settings: Settings, chosen: Set) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
-        refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
-        told = {name: F.lit(None).cast(kind) for name, kind in NOWHERE.items()} | {"input_key": F.lower(F.hex("image_id"))}
-        return rejects.rows(lake, refused.withColumns(told), NAME, run, settings.waves.attempts)
+        return rejects.of_images(lake, staged, NAME, run, settings.waves.attempts)
 
     def styles_of(staged: DataFrame, run: str) -> DataFrame:
         tag = F.concat(F.lit("style_cluster_"), F.col("cluster").cast("string"))  # NULL where there is no cluster

@@ -56,7 +56,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     if told["images"] < wanted.fewest:
         needs = "scores by this head" if wanted.method == "quantile" else f"labels of kind {wanted.targets} and vectors"
         raise Mistake(f"calibrate: {told['images']} images have {needs}, calibrate.fewest is {wanted.fewest}; score more, or set it lower")
-    identity = digest(recipe(settings, head), classes, told["images"], str(told["content"]))
+    recipe = (FIT_VERSION, score_bins.FORMAT, wanted.model_dump(include=MATTERS), score.fingerprint(head))
+    identity = digest(*recipe, classes, told["images"], str(told["content"]))
     if made := fitted.find(settings.mlflow, wanted.model, identity):
         print(f"{NAME}: nothing to do, {made.name} was fitted on these {told['images']} images")
         return
@@ -67,23 +68,6 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         rule = quantiles(rows, wanted.fewest) if wanted.method == "quantile" else isotonics(rows, settings, head)
         made = register(settings, head, classes, rule, identity)
     tell(settings, made, rule)
-
-
-def ensure(lake: Lake, settings: Settings, head: Head | None = None) -> None:
-    """For the whole job: fits when the version that score.bins means is not by these settings for this head. Images that came since make no
-    new rule: their bins are told by the one that is there, until someone runs calibrate_scores.
-    """
-    head = head or score.raw_champion(settings)
-    known = fitted.latest(settings.mlflow, settings.calibrate.model, settings.score.bins_alias)
-    if known is not None and known.get("recipe") == recipe(settings, head):
-        print(f"{NAME}: nothing to do, {settings.calibrate.model} has a {settings.score.bins_alias} by these settings for this head")
-        return
-    run(lake, settings, head=head)
-
-
-def recipe(settings: Settings, head: Head) -> str:
-    """Digest of what makes a rule, but for the scores."""
-    return digest(FIT_VERSION, score_bins.FORMAT, settings.calibrate.model_dump(include=MATTERS), score.fingerprint(head))
 
 
 def inputs(lake: Lake, settings: Settings, head: Head, classes: str) -> DataFrame:
@@ -144,7 +128,7 @@ def register(settings: Settings, head: Head, classes: str, rule: Rule, identity:
     wanted, scores = settings.calibrate, score.fingerprint(head)
     file = score_bins.pack(wanted.method, scores, wanted.domain, classes, rule.every, rule.edges)
     score_bins.unpack(file, wanted.model, "")  # what the stage score will read
-    tags = {"recipe": recipe(settings, head), "method": wanted.method, "domain": wanted.domain, "scores": scores}
+    tags = {"method": wanted.method, "domain": wanted.domain, "scores": scores}
     plots = {"curves.json": json.dumps(rule.curves).encode()} if rule.curves else {}
     metrics = rule.metrics | {"images": float(rule.images[""]), "domains": float(len(rule.edges))}
     params = wanted.model_dump(include=MATTERS) | {"head": f"{head.model}:{head.version}"}

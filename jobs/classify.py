@@ -77,7 +77,7 @@ def pending(lake: Lake, head: Head) -> DataFrame:
     """Vectors of the head's encoder that it has not classified -> (image_id, vector)."""
     vectors = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == head.encoder_fingerprint))
     done = lake.read("classes").where(F.col("fingerprint") == fingerprint(head)).select("image_id")
-    settled = rejects.settled(lake, NAME).where(F.col("fingerprint") == fingerprint(head)).select(F.unhex("input_key").alias("image_id"))
+    settled = rejects.settled_images(lake, NAME, fingerprint(head))
     return vectors.select("image_id", "vector").join(done, "image_id", "left_anti").join(settled, "image_id", "left_anti")
 
 
@@ -96,10 +96,7 @@ def compute(vectors: DataFrame, head: Head) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
-        refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
-        absent = {"uri": F.lit(None).cast("string"), "offset": F.lit(None).cast("bigint"), "length": F.lit(None).cast("bigint")}
-        named = refused.withColumns(absent | {"input_key": F.lower(F.hex("image_id"))})
-        return rejects.rows(lake, named, NAME, run, settings.waves.attempts)
+        return rejects.of_images(lake, staged, NAME, run, settings.waves.attempts)
 
     def classes_of(staged: DataFrame, run: str) -> DataFrame:
         return staged.where(F.col("reject").isNull()).withColumn("run", F.lit(run))

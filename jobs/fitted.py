@@ -155,12 +155,6 @@ def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[st
         _put(client, run, {f"{folder}/{name}": data for name, data in files.items()})
 
 
-def runs(settings: Mlflow, model: str) -> list[str]:
-    """-> ids of the runs that made the model's versions, the oldest first."""
-    found = registry.connect(settings).search_model_versions(f"name = '{model}'")
-    return [one.run_id for one in sorted(found, key=lambda one: int(one.version)) if one.run_id]
-
-
 def hash_of(files: Mapping[str, bytes]) -> str:
     """Files -> the sha256 of the only one, or, of several, of the lines `sha256 name`, sorted by name."""
     if len(files) == 1:

@@ -58,13 +58,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, heads: Sequence
         tell_waiting(lake, known, count)
         return
     with waves.stage(lake, NAME, settings, TABLES) as stage:
-        images = pending(lake, known)  # after the stage has landed what an earlier run had staged
-        count = images.count()
-        if count == 0:
-            print(f"{NAME}: nothing to do")
-        else:
-            with progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
-                stage.run_whole(compute(lake, images, settings, known))
+        stage.run_pending(pending(lake, known), lambda images: compute(lake, images, settings, known))
     tell_waiting(lake, known, 0)
 
 

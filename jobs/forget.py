@@ -26,10 +26,11 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, command_line, stop
-from jobs import artifacts, deny, deny_lists, ingest, registry, session, traces, waves, why
+from jobs import artifacts, deny, deny_lists, ingest, registry, session, style_sheets, traces, waves, why
 from jobs.lake import Lake
 from jobs.lease import Lease, landing
 from jobs.tables import TABLES
+from udfs.opener import to_uri
 from udfs.reject import Reject
 from udfs.traces import Traces
 
@@ -170,10 +171,16 @@ def _clean_files(lake: Lake, settings: Settings, found: Traces) -> None:
     for folder in trained:
         traces.clean_training(lake, settings, found, folder)
     _tell("folders of trainings", trained)
-    shown = traces.pages(lake, settings)
+    shown = _pages(lake, settings)
     for page in shown:
         lake.opener.delete(page)
     _tell("pages", shown)
+
+
+def _pages(lake: Lake, settings: Settings) -> list[str]:
+    """What shows pictures and is made again by its stage: the report, the style sheets."""
+    report = to_uri(settings.report.path)
+    return ([report] if lake.opener.exists(report) else []) + style_sheets.there(lake, settings)
 
 
 def _clean_tables(lake: Lake, settings: Settings, found: Traces) -> None:
@@ -242,7 +249,7 @@ def _tell_plan(lake: Lake, settings: Settings, found: Traces) -> None:
     for what, look in (("export", traces.exports), ("training", traces.trainings), ("staging", traces.staged)):
         for folder in look(lake, settings, found):
             print(f"  {what}: {folder}")
-    for page in traces.pages(lake, settings):
+    for page in _pages(lake, settings):
         print(f"  page: {page}")
     if artifacts.reachable(settings):
         for one in artifacts.clean(settings, found, plan_only=True):

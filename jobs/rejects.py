@@ -14,6 +14,11 @@ def settled(lake: Lake, stage: str) -> DataFrame:
     return mine.select("input_key", "fingerprint").distinct()
 
 
+def settled_images(lake: Lake, stage: str, fingerprint: str) -> DataFrame:
+    """-> image_id that a stage over stored vectors has refused for good under a fingerprint."""
+    return settled(lake, stage).where(F.col("fingerprint") == fingerprint).select(F.unhex("input_key").alias("image_id"))
+
+
 def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) -> DataFrame | None:
     """(input_key, fingerprint, image_id, uri, offset, length, code, detail, transient) and, of a parquet row, its place -> rows of `rejects`;
     None when there are none.
@@ -30,6 +35,13 @@ def rows(lake: Lake, refused: DataFrame, stage: str, run: str, attempts: int) ->
     named = joined.withColumn("permanent", ~F.col("transient") | (F.col("attempts") >= attempts))
     named = named.withColumns({"stage": F.lit(stage), "run": F.lit(run)})
     return with_place(named)
+
+
+def of_images(lake: Lake, staged: DataFrame, stage: str, run: str, attempts: int) -> DataFrame | None:
+    """Staged rows of a stage over stored vectors (image_id, fingerprint, reject) -> rows of `rejects`, keyed by the image's id."""
+    refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
+    absent = {"uri": F.lit(None).cast("string"), "offset": F.lit(None).cast("bigint"), "length": F.lit(None).cast("bigint")}
+    return rows(lake, refused.withColumns(absent | {"input_key": F.lower(F.hex("image_id"))}), stage, run, attempts)
 
 
 def with_place(rows: DataFrame) -> DataFrame:

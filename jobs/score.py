@@ -35,13 +35,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         print(progress.estimate(lake, NAME, pending(lake, settings, head).count()))
         return
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        vectors = pending(lake, settings, head)  # after the stage has landed what an earlier run had staged
-        count = vectors.count()
-        if count == 0:
-            print(f"{NAME}: nothing to do")
-            return
-        with progress.of(lake, NAME, count) as told, told.wave(0, 1, count):
-            stage.run_whole(compute(lake, vectors, head))
+        stage.run_pending(pending(lake, settings, head), lambda vectors: compute(lake, vectors, head))
 
 
 def champion(settings: Settings) -> Head:
@@ -90,7 +84,7 @@ def pending(lake: Lake, settings: Settings, head: Head) -> DataFrame:
     """Vectors of the head's encoder that it has not scored -> (image_id, vector)."""
     vectors = lake.read("embeddings").where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == head.encoder_fingerprint))
     done = lake.read("scores").where(F.col("fingerprint") == fingerprint(head)).select("image_id")
-    settled = rejects.settled(lake, NAME).where(F.col("fingerprint") == fingerprint(head)).select(F.unhex("input_key").alias("image_id"))
+    settled = rejects.settled_images(lake, NAME, fingerprint(head))
     return vectors.select("image_id", "vector").join(done, "image_id", "left_anti").join(settled, "image_id", "left_anti")
 
 
@@ -117,11 +111,7 @@ def compute(lake: Lake, vectors: DataFrame, head: Head) -> DataFrame:
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
-        refused = staged.where(F.col("reject").isNotNull()).select("image_id", "fingerprint", "reject.*")
-        absent = {"uri": F.lit(None).cast("string"), "offset": F.lit(None).cast("bigint"), "length": F.lit(None).cast("bigint")}
-        return rejects.rows(
-            lake, refused.withColumns(absent | {"input_key": F.lower(F.hex("image_id"))}), NAME, run, settings.waves.attempts
-        )
+        return rejects.of_images(lake, staged, NAME, run, settings.waves.attempts)
 
     def scores_of(staged: DataFrame, run: str) -> DataFrame:
         tag = F.concat(F.lit("score_"), F.col("bin").cast("string"))

@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
-from jobs import centres, command, embedding, fitted, occurrences, registry, snapshot, waves
+from jobs import centres, command, embedding, fitted, occurrences, snapshot, waves
 from jobs.centres import Set
 from jobs.lake import Lake
 from jobs.waves import Stage
@@ -192,14 +192,10 @@ def write(lake: Lake, settings: Settings, chosen: Set, identity: str, pages: dic
     lake.opener.write(f"{root}/index.html", files["index.html"])
 
 
-def drop(lake: Lake, settings: Settings) -> None:
-    """All pages, here and in the runs of all versions: what must go when an image of them is forgotten. The next run draws anew."""
+def there(lake: Lake, settings: Settings) -> list[str]:
+    """URIs of the pages and the index that lie in the folder."""
     root = folder(settings)
-    for name in _there(lake, root):
-        lake.opener.delete(f"{root}/{name}")
-    if not registry.silence(settings.mlflow):
-        for run_id in fitted.runs(settings.mlflow, settings.styles.model):
-            fitted.replace_artifacts(settings.mlflow, run_id, FOLDER, {})
+    return [f"{root}/{name}" for name in sorted(_there(lake, root))]
 
 
 def _there(lake: Lake, root: str) -> set[str]:

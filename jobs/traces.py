@@ -24,7 +24,6 @@ from udfs.traces import Traces
 
 WITHDRAWN, MANIFEST, FINISHED = "withdrawn.json", "manifest.json", "finished.json"
 WAVE = "wave-"
-SHEETS = "styles"  # folder of style sheets beside the report, where the config names no other
 
 
 def holding(lake: Lake, settings: Settings, traces: Traces, uris: Iterable[str]) -> dict[str, int]:
@@ -114,11 +113,3 @@ def clean_training(lake: Lake, settings: Settings, traces: Traces, folder: str) 
             data = lake.opener.read(f"{folder}/row_losses/{name}")
             done["files"][name], rows = hashlib.sha256(data).hexdigest(), rows + pq.read_metadata(io.BytesIO(data)).num_rows
         lake.opener.write(end, json.dumps(done | {"rows_seen": rows}).encode())
-
-
-def pages(lake: Lake, settings: Settings) -> list[str]:
-    """What shows pictures and is made again by its stage: the report, the style sheets."""
-    report = to_uri(settings.report.path)
-    sheets = to_uri(settings.styles.sheets) if settings.styles.sheets else f"{report.rpartition('/')[0]}/{SHEETS}"
-    there = [report] if lake.opener.exists(report) else []
-    return there + ([sheets] if any(True for _ in files(lake, sheets)) else [])

@@ -85,6 +85,18 @@ class Stage:
             if under_way is not None:
                 under_way.result()
 
+    def run_pending(self, pending: DataFrame, compute: Callable[[DataFrame], DataFrame]) -> None:
+        """Pending rows of a stage that is cheap enough for one wave, computed and landed; says so when there are none.
+
+        pending: asked of the tables inside `stage`, when what an earlier run had staged has landed.
+        """
+        count = pending.count()
+        if count == 0:
+            print(f"{self.name}: nothing to do", flush=True)
+            return
+        with progress.of(self.lake, self.name, count) as told, told.wave(0, 1, count):
+            self.run_whole(compute(pending))
+
     def run_whole(self, rows: DataFrame, wave: int = 0) -> None:
         """One wave for a stage that is cheap enough to be done again as a whole: its output rows, staged and landed."""
         self._stage_wave(wave, rows)

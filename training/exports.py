@@ -23,6 +23,7 @@ from conf.section import Mistake
 from conf.settings import Settings
 from training.spool import Spool
 from udfs.opener import Opener, to_path, to_uri
+from udfs.pinned import hash_file
 from udfs.reject import Reject
 
 
@@ -118,12 +119,6 @@ class Export:
 
     def _name(self, file: File) -> str:
         return f"export {self.root}: {file.file}"
-
-
-def hash_file(path: Path) -> str:
-    """-> sha256 of its bytes, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_export(

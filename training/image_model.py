@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conf.loops import TrainDiffusion
 from conf.section import Mistake
-from training.exports import hash_file
+from udfs.pinned import hash_file
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.exports import hash_file
+from udfs.pinned import hash_file
 
 FOLDER = "row_losses"
 WORST = 3  # images that an error names

@@ -21,9 +21,10 @@ from typing import Any
 
 from conf.settings import Settings, digest
 from training import adapters, feed, fit_image_model, image_model, image_model_cost, loop, process_group, tracker, trainer
-from training.exports import Export, hash_file, open_export
+from training.exports import Export, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
 from udfs import decode
+from udfs.pinned import hash_file
 
 NAME, MODULE, SECTION = "train diffusion", "training.train_diffusion", "train_diffusion"
 FOLDER = "image_model"

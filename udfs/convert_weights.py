@@ -14,7 +14,6 @@ gives the same bytes. Cost of CSD (304 million numbers): 12 CPU-s, 1.8 GB. A fil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from udfs.inert_pickle import Foreign, Named
+from udfs.pinned import hash_file
 from udfs.score_head import HIDDEN, NAMES
 from udfs.torch_checkpoint import Checkpoint, Stored
 
@@ -103,7 +103,7 @@ def convert(kind: str, source: Path, target: Path) -> dict[str, Any]:
         raise ValueError(f"KIND: given {kind!r}, allowed {sorted(KINDS)}")
     if not source.is_file():
         raise ValueError(f"IN: no file at {source}")
-    wanted, digest = KINDS[kind], _sha256(source)
+    wanted, digest = KINDS[kind], hash_file(source)
     checkpoint = Checkpoint(source)
     try:
         mapped = wanted.map(_state_dict(checkpoint, wanted.keys))
@@ -121,7 +121,7 @@ def convert(kind: str, source: Path, target: Path) -> dict[str, Any]:
     partial = target.with_name(target.name + ".partial")
     # one entry: safetensors writes several in an order that changes from run to run
     safetensors.torch.save_file(tensors, partial, {"converted_from": json.dumps(made_from, sort_keys=True)})
-    written = _sha256(partial)
+    written = hash_file(partial)
     partial.replace(target)
     return {
         "kind": kind,
@@ -203,11 +203,6 @@ def _kind_of(value: object) -> str:
     return (
         f"{'an object of ' * isinstance(value, Foreign)}{value.name}" if isinstance(value, Foreign | Named) else f"a {type(value).__name__}"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: list[str]) -> int:

@@ -12,9 +12,11 @@ A detector is a module `udfs/detector_<kernel>.py`:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
 
+from udfs.pinned import pinned
 from udfs.reject import Reject
 
 CORNERS = 4
@@ -60,3 +62,10 @@ def _finite(numbers: Sequence[float], names: Sequence[str]) -> None:
     for number, name in zip(numbers, names, strict=True):
         if not math.isfinite(number):
             raise Reject("not_finite", f"{name!r}: {number}")
+
+
+def file_of(detector: Mapping[str, Any], key: str) -> Path:
+    """(conf.enrichment.Detector as a dict, `weights` or `vocabulary`) -> its pinned file. Raises ValueError when it is missing or another one."""
+    if detector[key] is None:
+        raise ValueError(f"detector {detector['name']!r}: kernel {detector['kernel']} needs {key}: a local file and its sha256")
+    return pinned(detector[key], detector["sha256" if key == "weights" else f"{key}_sha256"], f"detector {detector['name']!r}: {key}")

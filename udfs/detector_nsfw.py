@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from udfs.detection import Detection
-from udfs.onnx_file import open_session, pinned
+from udfs.detection import Detection, file_of
+from udfs.onnx_file import open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -34,7 +34,7 @@ def load(detector: Mapping[str, Any], device: str) -> InferenceSession:
     """(conf.enrichment.Detector as a dict, "cpu" or "cuda:1") -> session. Raises ValueError when the file is missing or another model."""
     if detector["image_size"] not in (None, SIDE):
         raise ValueError(f"detector {detector['name']!r}: image_size: given {detector['image_size']}, but the model has {SIDE}")
-    session = open_session(pinned(detector, "weights"), device)
+    session = open_session(file_of(detector, "weights"), device)
     shapes = [list(one.shape[1:]) for one in (session.get_inputs()[0], session.get_outputs()[0])]
     if shapes != [SHAPE, [2]]:
         raise ValueError(f"detector {detector['name']!r}: weights: expected a model from (n, 224, 224, 3) to (n, 2), found {shapes}")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udfs.detection import Detection, Label
-from udfs.onnx_file import open_session, pinned
+from udfs.detection import Detection, Label, file_of
+from udfs.onnx_file import open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -46,7 +46,7 @@ def load(detector: Mapping[str, Any], device: str) -> Tagger:
     """(conf.enrichment.Detector as a dict, "cpu" or "cuda:1") -> tagger. Raises ValueError when files are missing, others, or do not fit."""
     who = f"detector {detector['name']!r}"
     rows = _table(detector)
-    session = open_session(pinned(detector, "weights"), device)
+    session = open_session(file_of(detector, "weights"), device)
     axis, *shape = session.get_inputs()[0].shape
     side = detector["image_size"]
     if shape != [side, side, 3]:
@@ -62,7 +62,7 @@ def load(detector: Mapping[str, Any], device: str) -> Tagger:
 
 
 def _table(detector: Mapping[str, Any]) -> list[dict[str, str]]:
-    with pinned(detector, "vocabulary").open(encoding="utf-8", newline="") as file:
+    with file_of(detector, "vocabulary").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"name", "category"} <= set(rows[0]):
         raise ValueError(

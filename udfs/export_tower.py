@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from udfs.pinned import hash_file
+
 EXPORT_VERSION = 1
 OPSET = 17
 INPUT, OUTPUT = "images", "vectors"
@@ -43,7 +45,7 @@ def exported(encoder: Mapping[str, Any], cache: str | None) -> Path:
         with _alone(folder / f"{path.name}.lock"):
             if not _told(path).is_file():  # another worker may have been first
                 _export_in_a_process(encoder, path)
-    found = _sha256(path)
+    found = hash_file(path)
     if found != _told(path).read_text():
         raise ValueError(
             f"{path}: sha256 {found}, and {_told(path).read_text()} when it was exported: delete both files to export it again"
@@ -111,7 +113,7 @@ def export(encoder: Mapping[str, Any], path: Path) -> None:
         _simplify(raw, whole)
         _compare(tower, whole, images, encoder["name"])
         digest = Path(work) / "sha256"
-        digest.write_text(_sha256(whole))
+        digest.write_text(hash_file(whole))
         whole.replace(path)
         digest.replace(_told(path))  # last: it says that the graph is whole
 
@@ -152,11 +154,6 @@ def _compare(tower: Any, path: Path, images: Any, name: str) -> None:
         raise ValueError(
             f"encoder {name!r}: the exported graph differs from the tower by {apart:.2g}, allowed {CLOSE}: set embed.engine: torch"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> None:

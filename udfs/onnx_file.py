@@ -6,32 +6,13 @@ machine's cores.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 CUDA = "CUDAExecutionProvider"
-
-
-def pinned(detector: Mapping[str, Any], key: str) -> Path:
-    """(conf.enrichment.Detector as a dict, `weights` or `vocabulary`) -> its file. Raises ValueError when it is missing or another one."""
-    pin = detector["sha256" if key == "weights" else f"{key}_sha256"]
-    if detector[key] is None:
-        raise ValueError(f"detector {detector['name']!r}: kernel {detector['kernel']} needs {key}: a local file and its sha256")
-    path = Path(detector[key])
-    if not path.is_file():
-        raise ValueError(f"detector {detector['name']!r}: {key}: no file at {path}; the demo's come from `make weights`")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != pin:
-        raise ValueError(
-            f"detector {detector['name']!r}: {key} {path}: sha256: expected {pin}, found {found}; fetch the file again or pin its hash"
-        )
-    return path
 
 
 def open_session(path: Path, device: str, arena: bool = True, threads: int | None = 1) -> InferenceSession:

@@ -10,15 +10,14 @@ without), load and verify ViT-B/16 0.6; then 480 CPU-ms an image in fp32, 1 thre
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from udfs.engine import Graph, normalised, vectors
+from udfs.pinned import pinned
 
 if TYPE_CHECKING:
     import torch
@@ -127,8 +126,7 @@ def skeleton(config: Mapping[str, Any], precision: str) -> torch.nn.Module:
 
 def read(encoder: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The pinned safetensors file of an encoder -> its tensors, their pages shared by all workers that read the same file."""
-    path = Path(encoder["weights"])
-    verify(path, encoder["sha256"], encoder["name"])
+    path = pinned(encoder["weights"], encoder["sha256"], f"encoder {encoder['name']!r}: weights")
     from safetensors.torch import load_file  # imports torch
 
     return load_file(path)
@@ -167,15 +165,3 @@ def from_hub(encoder: Mapping[str, Any], precision: str) -> torch.nn.Module:
             f"encoder {encoder['name']!r}: pretrained: {encoder['pretrained']} wants {other}, kernel clip prepares by {RECIPE}"
         )
     return clip.visual
-
-
-def verify(path: Path, sha256: str, name: str) -> None:
-    """ValueError naming both hashes when the file is not the pinned one."""
-    if not path.is_file():
-        raise ValueError(f"encoder {name!r}: weights: no file at {path} (looked from {Path.cwd()}); the demo's come from `make weights`")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise ValueError(
-            f"encoder {name!r}: weights {path}: sha256: expected {sha256}, found {found}; fetch the file again or pin its hash"
-        )

@@ -159,8 +159,6 @@ def test_a_new_image_is_scored_by_the_head_under_the_fitted_rule(build: Build, s
     said()
     score.run(build.lake, build.settings)  # V7's bin of it, from the raw score that is there
     assert build.scores(score.fingerprint(score.raw_champion(wanted)))[new][0] == rows[new][0]
-    calibrate_scores.ensure(build.lake, build.settings)
-    assert "nothing to do, score-bins has a champion by these settings" in said()
 
 
 def test_isotonic_bins_come_from_labelled_views(build: Build, said: Said) -> None:
