@@ -30,7 +30,7 @@ from conf.loops import Loop
 from conf.settings import Mlflow
 from training import engine, feed, loop, process_group, tracker
 from training.exports import Export, open_export
-from training.fit_scorer import read_vectors
+from training.vector_heads import read_vectors
 
 if TYPE_CHECKING:
     import torch

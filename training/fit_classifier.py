@@ -17,7 +17,7 @@ from conf.section import Mistake
 from training import evaluate_classifier, feed, process_group, temperature
 from training.evaluate_classifier import Given
 from training.exports import Export
-from training.fit_scorer import HELD_OUT, TRAIN, read_vectors
+from training.vector_heads import HELD_OUT, TRAIN, read_vectors
 from udfs import class_head
 
 if TYPE_CHECKING:

@@ -13,15 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.loops import TrainScorer
-from conf.section import Mistake
 from training import evaluate_scorer, feed, process_group
 from training.exports import Export
+from training.vector_heads import HELD_OUT, TRAIN, read_vectors
 from udfs import score_head
 
 if TYPE_CHECKING:
     import torch
 
-TRAIN, HELD_OUT = "train", "held_out"
 METRIC = "held_out_srcc"
 
 
@@ -88,11 +87,3 @@ def losses(raw: torch.Tensor, value: torch.Tensor, group: torch.Tensor, weight: 
     partner = (group[:, None] == group[None, :]) & (gap != 0) & (weight[:, None] * weight[None, :] > 0)
     behind = (gap.abs() - gap.sign() * (raw[:, None] - raw[None, :])).clamp(min=0)
     return (raw - value) ** 2, (behind * partner).sum(1) / partner.sum(1).clamp(min=1)
-
-
-def read_vectors(packed: npt.NDArray[Any], width: int) -> score_head.Vectors:
-    """Little-endian fp16 bytes of each row -> float32 [n, width] of length 1. Raises Mistake on another length of bytes."""
-    wrong = {len(vector) for vector in packed} - {2 * width}
-    if wrong:
-        raise Mistake(f"vectors of {sorted(wrong)} bytes, the manifest's encoder width {width} needs {2 * width}; export again")
-    return score_head.normalise(np.frombuffer(b"".join(packed), dtype="<f2").reshape(-1, width))

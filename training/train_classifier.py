@@ -13,7 +13,6 @@ Cost of the demo, 158 training rows and 30 epochs: 10 CPU-seconds, most of them 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -22,11 +21,22 @@ from typing import Any
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
-from training import classifier_summary, evaluate_classifier, feed, fit_classifier, loop, process_group, temperature, tracker, trainer
+from training import (
+    classifier_summary,
+    evaluate_classifier,
+    feed,
+    fit_classifier,
+    loop,
+    process_group,
+    temperature,
+    tracker,
+    trainer,
+    vector_heads,
+)
 from training.draw_confusion import draw
-from training.exports import Export, open_export
+from training.exports import Export
 from training.fit_classifier import CALIBRATE, FitClassifier, classes_of
-from training.fit_scorer import HELD_OUT, TRAIN, read_vectors
+from training.vector_heads import HELD_OUT, TRAIN, read_vectors
 from udfs import class_head
 
 NAME, MODULE, SECTION = "train classifier", "training.train_classifier", "train_classifier"
@@ -42,10 +52,8 @@ READ = {TRAIN: ABOUT, CALIBRATE: (*ABOUT, "vector"), HELD_OUT: (*ABOUT, "vector"
 
 
 def open_rows(settings: Settings, place: str) -> Export:
-    export = open_export(place, "classes", COLUMNS, (TRAIN, CALIBRATE, HELD_OUT), settings)
+    export = vector_heads.open_export(place, "classes", COLUMNS, (TRAIN, CALIBRATE, HELD_OUT), settings)
     manifest, wanted = export.manifest, settings.train_classifier
-    if lacking := {"name", "fingerprint", "width"} - set(manifest.encoder):
-        raise Mistake(f"export {place}: the manifest's encoder has no {', '.join(sorted(lacking))}; export again")
     if manifest.label != wanted.label:
         raise Mistake(f"export {place}: its labels are of kind {manifest.label!r}, train_classifier.label is {wanted.label!r}")
     untrained = sorted(name for name, buckets in manifest.classes.items() if not buckets.get(TRAIN))
@@ -88,7 +96,8 @@ def write_result(folder: Path, settings: Settings, export: Export, task: FitClas
     evaluation = evaluate_classifier.evaluate(classes, buckets, logits[HELD_OUT], fitted, wanted.other_below, wanted.seed)
     (folder / FOLDER).mkdir()
     (folder / FOLDER / "head.safetensors").write_bytes(head)
-    (folder / FOLDER / "head.json").write_text(json.dumps(describe(export, head), indent=1))
+    told = vector_heads.describe(export, head, "see udfs/class_head.py", class_head.KERNEL_VERSION)
+    (folder / FOLDER / "head.json").write_text(json.dumps(told | class_head.read_about(head)._asdict(), indent=1))
     (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     (folder / "confusion.png").write_bytes(draw(classes, evaluation))
     write_classes(folder / "held_out_classes.parquet", buckets[HELD_OUT], class_head.softmax(logits[HELD_OUT], fitted.value), classes)
@@ -109,39 +118,16 @@ def write_classes(path: Path, held_out: feed.Rows, probabilities: class_head.Log
     pq.write_table(pa.table(columns), path)
 
 
-def describe(export: Export, head: bytes) -> dict[str, Any]:
-    """What the head is, for whom it is, what it was made from."""
-    return {
-        "architecture": "see udfs/class_head.py",
-        "kernel_version": class_head.KERNEL_VERSION,
-        "sha256": hashlib.sha256(head).hexdigest(),
-        **class_head.read_about(head)._asdict(),
-        "encoder": export.manifest.encoder,
-        "export": export.manifest.export,
-        "manifest_sha256": export.sha256,
-        "made_from": export.manifest.made_from,
-    }
-
-
 def version_tags(settings: Settings, export: Export, head: bytes, evaluation: Mapping[str, Any]) -> dict[str, str]:
     """What the registered version says of itself, all as text."""
-    manifest, about = export.manifest, class_head.read_about(head)
-    return {
-        "sha256": hashlib.sha256(head).hexdigest(),
+    about = class_head.read_about(head)
+    return vector_heads.tags(export, head, evaluation, evaluate_classifier.shorten(evaluation)) | {
         "label": about.label,
         "classes": json.dumps(about.classes),
         "temperature": f"{about.temperature:.4f}",
         "other_below": f"{about.other_below:g}",
-        "encoder": str(manifest.encoder["name"]),
-        "encoder_fingerprint": str(manifest.encoder["fingerprint"]),
-        "width": str(manifest.encoder["width"]),
-        "export": manifest.export,
-        "manifest_sha256": export.sha256,
-        "made_from": json.dumps(manifest.made_from, sort_keys=True),
-        tracker.DIGEST: training_digest(settings, export),
-        "beats_baselines": str(evaluation["beats_baselines"]).lower(),
         "confounded": str(evaluation["confounded"]).lower(),
-        "evaluation": json.dumps(evaluate_classifier.shorten(evaluation), separators=(",", ":")),
+        tracker.DIGEST: training_digest(settings, export),
     }
 
 

@@ -12,23 +12,23 @@ Cost of the demo, 342 training rows and 40 epochs: 20 CPU-seconds on AMD, most o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conf.section import Mistake
 from conf.settings import Settings, digest
-from training import evaluate_scorer, feed, fit_scorer, fragments, loop, process_group, tracker, trainer
+from training import evaluate_scorer, feed, fit_scorer, fragments, loop, process_group, tracker, trainer, vector_heads
 from training.baselines import STATISTICS, score_baselines
 from training.draw_evaluation import draw
-from training.exports import Export, open_export
-from training.fit_scorer import HELD_OUT, TRAIN, FitScorer, read_vectors
+from training.exports import Export
+from training.fit_scorer import FitScorer
+from training.vector_heads import HELD_OUT, TRAIN, read_vectors
 from udfs import score_head
 
 NAME, MODULE, SECTION = "train scorer", "training.train_scorer", "train_scorer"
+ARCHITECTURE = "V7 score head: see udfs/score_head.py"
 FOLDER = "head"  # of the result that the registered version points to
 TRAINER_VERSION = 2  # raised when the same export and settings would give another head
 COLUMNS = {
@@ -39,10 +39,7 @@ START_UP, ROWS_A_SECOND = 15.0, 4_400.0  # imports and registration; fp32, width
 
 
 def open_rows(settings: Settings, place: str) -> Export:
-    export = open_export(place, "labels", COLUMNS, (TRAIN, HELD_OUT), settings)
-    if lacking := {"name", "fingerprint", "width"} - set(export.manifest.encoder):
-        raise Mistake(f"export {place}: the manifest's encoder has no {', '.join(sorted(lacking))}; export again")
-    return export
+    return vector_heads.open_export(place, "labels", COLUMNS, (TRAIN, HELD_OUT), settings)
 
 
 def training_digest(settings: Settings, export: Export) -> str:
@@ -73,7 +70,9 @@ def write_result(folder: Path, settings: Settings, export: Export, task: FitScor
     evaluation = evaluate_scorer.evaluate(held_out, scores, baselines, settings.train_scorer.seed)
     (folder / FOLDER).mkdir()
     (folder / FOLDER / "head.safetensors").write_bytes(head)
-    (folder / FOLDER / "head.json").write_text(json.dumps(describe(export, head), indent=1))
+    (folder / FOLDER / "head.json").write_text(
+        json.dumps(vector_heads.describe(export, head, ARCHITECTURE, score_head.KERNEL_VERSION), indent=1)
+    )
     (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     (folder / "label_quality.png").write_bytes(draw(held_out, scores, evaluation))
     write_scores(folder / "held_out.parquet", held_out, scores)
@@ -104,34 +103,10 @@ def write_scores(path: Path, held_out: feed.Rows, scores: score_head.Vectors) ->
     pq.write_table(pa.table(columns), path)
 
 
-def describe(export: Export, head: bytes) -> dict[str, Any]:
-    """What the head is, for whom it is, what it was made from."""
-    return {
-        "architecture": "V7 score head: see udfs/score_head.py",
-        "kernel_version": score_head.KERNEL_VERSION,
-        "sha256": hashlib.sha256(head).hexdigest(),
-        "encoder": export.manifest.encoder,
-        "export": export.manifest.export,
-        "manifest_sha256": export.sha256,
-        "made_from": export.manifest.made_from,
-    }
-
-
 def version_tags(settings: Settings, export: Export, head: bytes, evaluation: Mapping[str, Any]) -> dict[str, str]:
     """What the registered version says of itself, all as text."""
-    manifest = export.manifest
-    return {
-        "sha256": hashlib.sha256(head).hexdigest(),
-        "encoder": str(manifest.encoder["name"]),
-        "encoder_fingerprint": str(manifest.encoder["fingerprint"]),
-        "width": str(manifest.encoder["width"]),
-        "export": manifest.export,
-        "manifest_sha256": export.sha256,
-        "made_from": json.dumps(manifest.made_from, sort_keys=True),
-        tracker.DIGEST: training_digest(settings, export),
-        "beats_baselines": str(evaluation["beats_baselines"]).lower(),
-        "evaluation": json.dumps(evaluate_scorer.shorten(evaluation), separators=(",", ":")),
-    }
+    told = vector_heads.tags(export, head, evaluation, evaluate_scorer.shorten(evaluation))
+    return told | {tracker.DIGEST: training_digest(settings, export)}
 
 
 def main() -> None:

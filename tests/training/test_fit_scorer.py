@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.fit_scorer import losses, read_vectors
+from training.fit_scorer import losses
+from training.vector_heads import read_vectors
 
 
 def tensors(*rows: tuple[float, float, int, float]) -> tuple[torch.Tensor, ...]:

@@ -19,8 +19,8 @@ from conf.loops import Loop
 from tests.training.conftest import COLUMNS, WIDTH, write_export
 from training import checkpoint, engine, feed, loop, process_group
 from training.exports import Export, open_export
-from training.fit_scorer import read_vectors
 from training.row_losses import FOLDER as ROW_LOSSES
+from training.vector_heads import read_vectors
 
 ROWS = 16 * 6
 ALONE = process_group.Ranks(0, 1)
