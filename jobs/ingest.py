@@ -24,7 +24,8 @@ from jobs.tables import TABLES
 from jobs.waves import Projection
 from udfs import addresses, listing
 from udfs import ingest as kernel
-from udfs.opener import Stat, to_uri
+from udfs.handles import Stat
+from udfs.opener import to_uri
 from udfs.reject import Reject
 
 NAME = "ingest"

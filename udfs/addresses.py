@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from udfs.opener import Opener, Stat
+from udfs.handles import Stat
+from udfs.opener import Opener
 from udfs.reject import Reject
 
 PLACE = ("uri", "offset", "length", "row_group", "row", "column")

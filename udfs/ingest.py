@@ -17,8 +17,9 @@ import pandas as pd
 
 from udfs import header, parquet_reader, parquet_rows
 from udfs.ahead import ahead
+from udfs.handles import Stat
 from udfs.listing import tags_of, text_of, truth_of
-from udfs.opener import Opener, Stat
+from udfs.opener import Opener
 from udfs.reject import Reject
 
 KERNEL_VERSION = 1

@@ -19,7 +19,8 @@ from urllib.parse import quote
 import pandas as pd
 
 from udfs.ahead import ahead
-from udfs.opener import Entry, Opener, Stat, to_path, to_uri
+from udfs.handles import Stat
+from udfs.opener import Entry, Opener, to_path, to_uri
 from udfs.reject import Reject
 
 SCHEMA = (

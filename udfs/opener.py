@@ -19,17 +19,11 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import pyarrow.fs
 
+from udfs.handles import Reader, Stat, named, read_at, stat_of
 from udfs.parquet_cells import CellAddress, Cells
 from udfs.reject import Reject
 
 KEPT_OPEN = 8  # archives whose handle stays open between reads
-
-
-class Stat(NamedTuple):
-    """Size in bytes and modification time in microseconds since 1970: how a change of bytes is noticed."""
-
-    size: int
-    mtime_us: int
 
 
 class Entry(NamedTuple):
@@ -66,7 +60,7 @@ class Opener:
 
     def stat(self, uri: str) -> Stat:
         """Raises Reject missing or unreadable."""
-        with _named(uri):
+        with named(uri):
             if uri.startswith("file://"):
                 found = os.stat(to_path(uri))
                 if not stat_module.S_ISREG(found.st_mode):
@@ -79,16 +73,16 @@ class Opener:
 
     def read(self, uri: str, offset: int = 0, length: int | None = None, expected: Stat | None = None) -> bytes:
         """Bytes of a range (None: to the end). Raises Reject missing, unreadable, or bytes_changed when the object is not `expected`."""
-        with _named(uri):
+        with named(uri):
             whole = expected is None or (offset == 0 and length == expected.size)
             handle, found = self._handle(uri, keep=not whole)
             if uri.startswith("file://"):
-                found = _stat_of(handle)  # an open archive may have changed since its last read
+                found = stat_of(handle)  # an open archive may have changed since its last read
             try:
                 if expected is not None and found != expected:
                     raise Reject("bytes_changed", f"{uri}: {found} now, {expected} at ingest")
                 wanted = found.size - offset if length is None else length
-                data = _read_at(handle, wanted, offset)
+                data = read_at(handle, wanted, offset)
             finally:
                 if whole:
                     handle.close()
@@ -98,7 +92,7 @@ class Opener:
 
     def reader(self, uri: str, expected: Stat | None = None) -> Reader:
         """A file for reads here and there. Raises Reject missing, unreadable, or bytes_changed when the object is not `expected`."""
-        with _named(uri):
+        with named(uri):
             handle, found = self._fresh(uri)
         if expected is not None and found != expected:
             handle.close()
@@ -117,7 +111,7 @@ class Opener:
 
     def stream(self, uri: str) -> BinaryIO:
         """A seekable binary file for reading from front to back. Raises Reject missing or unreadable."""
-        with _named(uri):
+        with named(uri):
             if uri.startswith("file://"):
                 return open(to_path(uri), "rb", buffering=2**20)
             # tarfile asks for 512 bytes at a time
@@ -125,7 +119,7 @@ class Opener:
 
     def entries(self, uri: str) -> Iterator[Entry]:
         """What a folder holds, one level deep, in no order; links to folders are not followed. Raises Reject missing or unreadable."""
-        with _named(uri):
+        with named(uri):
             if uri.startswith("file://"):
                 yield from _local_entries(to_path(uri))
                 return
@@ -146,7 +140,7 @@ class Opener:
 
     def write(self, uri: str, data: bytes | memoryview) -> None:
         """All of it or nothing: a reader never sees half a file."""
-        with _named(uri):
+        with named(uri):
             if not uri.startswith("file://"):
                 with self._filesystem(uri).open_output_stream(_remote_path(uri)) as out:
                     out.write(data)
@@ -162,7 +156,7 @@ class Opener:
 
     def delete(self, uri: str) -> None:
         """A file, or a folder with all it holds; nothing there is fine."""
-        with _named(uri):
+        with named(uri):
             if uri.startswith("file://"):
                 path = to_path(uri)
                 if os.path.isdir(path):
@@ -192,7 +186,7 @@ class Opener:
     def _fresh(self, uri: str) -> tuple[Any, Stat]:
         if uri.startswith("file://"):
             handle = open(to_path(uri), "rb", buffering=0)  # noqa: SIM115  (closed by `read`, or kept)
-            return handle, _stat_of(handle)
+            return handle, stat_of(handle)
         stat = self.stat(uri)
         return self._filesystem(uri).open_input_file(_remote_path(uri)), stat
 
@@ -205,51 +199,6 @@ class Opener:
             if bucket not in self._remote:
                 self._remote[bucket] = _s3(self.stores.get(bucket) or self.stores.get("*") or {})
             return self._remote[bucket]
-
-
-class Reader:
-    """What pyarrow needs of a Python file, with a Reject for every failure; a local file that changes while it is read is one."""
-
-    def __init__(self, uri: str, handle: Any, stat: Stat) -> None:
-        self.uri, self.stat, self.closed = uri, stat, False
-        self.failed: Reject | None = None  # in case the library that reads here tells of it in its own words
-        self._handle, self._position = handle, 0
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._read(size)
-        except Reject as reject:
-            self.failed = reject
-            raise
-
-    def _read(self, size: int) -> bytes:
-        wanted = max(0, self.stat.size - self._position)
-        wanted = wanted if size < 0 else min(size, wanted)
-        with _named(self.uri):
-            data = _read_at(self._handle, wanted, self._position)
-            if self.uri.startswith("file://") and (found := _stat_of(self._handle)) != self.stat:
-                raise Reject("bytes_changed", f"{self.uri}: {found} now, {self.stat} when it was opened")
-        if len(data) != wanted:
-            raise Reject("bytes_changed", f"{self.uri}: {len(data)} of {wanted} bytes at offset {self._position}")
-        self._position += wanted
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self.stat.size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closed = True
-        self._handle.close()
 
 
 def _s3(store: Mapping[str, Any]) -> pyarrow.fs.FileSystem:
@@ -265,11 +214,6 @@ def _s3(store: Mapping[str, Any]) -> pyarrow.fs.FileSystem:
     return pyarrow.fs.S3FileSystem(**options)
 
 
-def _stat_of(handle: Any) -> Stat:
-    found = os.fstat(handle.fileno())
-    return Stat(found.st_size, found.st_mtime_ns // 1000)
-
-
 def _remote_stat(info: pyarrow.fs.FileInfo) -> Stat:
     """Time in whole seconds: some stores list milliseconds, but an object's own header has only seconds."""
     return Stat(info.size, (info.mtime_ns or 0) // 1_000_000_000 * 1_000_000)
@@ -277,17 +221,6 @@ def _remote_stat(info: pyarrow.fs.FileInfo) -> Stat:
 
 def _remote_path(uri: str) -> str:
     return unquote(uri.partition("://")[2])
-
-
-def _read_at(handle: Any, length: int, offset: int) -> bytes:
-    if hasattr(handle, "read_at"):
-        return handle.read_at(length, offset)
-    parts = []
-    while length > 0 and (part := os.pread(handle.fileno(), min(length, 2**30), offset)):
-        parts.append(part)
-        length -= len(part)
-        offset += len(part)
-    return b"".join(parts)
 
 
 def _local_entries(path: bytes) -> Iterator[Entry]:
@@ -308,19 +241,3 @@ def _local_entries(path: bytes) -> Iterator[Entry]:
                     yield Entry(uri, False, Stat(info.st_size, info.st_mtime_ns // 1000))
                 else:
                     yield Entry(uri, False, Stat(-1, 0), "unreadable")
-
-
-class _named:
-    """The store's errors, as rejects with a name."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise Reject("missing", self._uri) from error
-        if isinstance(error, OSError) or (type(error) is ValueError and "embedded null" in str(error)):
-            raise Reject("unreadable", f"{self._uri}: {error}") from error

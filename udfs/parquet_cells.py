@@ -17,7 +17,8 @@ from udfs.parquet_file import batches, broken, image_path, open_file, parts, siz
 from udfs.reject import Reject
 
 if TYPE_CHECKING:
-    from udfs.opener import Opener, Reader, Stat
+    from udfs.handles import Reader, Stat
+    from udfs.opener import Opener
 
 # Threads do not ask in exactly the order in which they were told to: rows before the last batch that are kept, more where they are small
 _KEPT_ROWS, _KEPT_SMALL_ROWS, _SMALL_ROWS_BYTES = 16, 64, 16 * 2**20

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from udfs.reject import Reject
 
 if TYPE_CHECKING:
-    from udfs.opener import Reader
+    from udfs.handles import Reader
 
 MAX_GROUP_BYTES = 512 * 2**20  # uncompressed, of the columns that are read of one row group
 BATCH_BYTES = 4 * 2**20  # of mean rows

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from udfs.opener import Opener, Reader, Stat
+from udfs.handles import Reader, Stat
+from udfs.opener import Opener
 from udfs.parquet_file import batches, broken, image_path, only, open_file, parts
 from udfs.reject import Reject
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.object_store import BUCKET, ObjectStore, object_store
 from udfs import opener as module
-from udfs.opener import Opener, Stat, to_path, to_uri
+from udfs.handles import Stat
+from udfs.opener import Opener, to_path, to_uri
 from udfs.reject import Reject
 
 ODD_NAMES = [b"line\nbreak.png", b"caf\xe9 latin-1.png", "katze üñ 猫.png".encode(), b"100%41 #?&+.png", b" .png"]
