@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from benchmarks.pictures import photograph
-from conf.settings import Limits, load_encoder
+from conf.build import Limits
+from conf.settings import load_encoder
 from udfs import decode, engine, jpeg, score_head, tower_clip
 
 SIZES = ((1152, 864), (1632, 1224), (2304, 1728), (4000, 3000))  # 1, 2, 4 and 12 MP

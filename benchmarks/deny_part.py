@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from conf.build import Limits
 from conf.enrichment import Deny
-from conf.settings import Limits
 from udfs import decode, deny_list, picture_frames
 from udfs.pixel_statistics import luma_of
 from udfs.reject import Reject

@@ -30,8 +30,8 @@ import psutil
 
 from benchmarks.made_exports import KINDS
 from benchmarks.measure import tree_cpu
+from conf.build import Limits
 from conf.loops import TrainScorer
-from conf.settings import Limits
 from training import feed, process_group
 from training.exports import open_export
 from training.fit_scorer import FitScorer

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conf.settings import Limits, load_encoder
+from conf.build import Limits
+from conf.settings import load_encoder
 from udfs import decode, engine, perceptual_hash, pixel_statistics
 from udfs.onnx_file import open_session
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.made_exports import KINDS, WIDTH
+from conf.build import Mlflow
 from conf.loops import Loop
-from conf.settings import Mlflow
 from training import engine, feed, loop, process_group, tracker
 from training.exports import Export, open_export
 from training.vector_heads import read_vectors

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from conf.build import Select
 from conf.section import Mistake
-from conf.settings import Select, Settings, load_detector, load_encoder
+from conf.settings import Settings, load_detector, load_encoder
 from jobs import deny_lists, facts
 from udfs import degrade
 

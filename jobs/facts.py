@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Select, Settings
+from conf.build import Select
+from conf.settings import Settings
 from jobs import deny_lists, embedding
 from jobs.lake import Lake
 from udfs.embed import ORIGINAL, PIXELS

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from conf.build import Mlflow
 from conf.section import Mistake
-from conf.settings import Mlflow
 from jobs import registry
 
 if TYPE_CHECKING:

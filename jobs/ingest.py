@@ -16,8 +16,9 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from conf.build import Source
 from conf.section import Mistake
-from conf.settings import Settings, Source
+from conf.settings import Settings
 from jobs import command, deny_lists, progress, rejects, waves
 from jobs.lake import Lake, hadoop
 from jobs.tables import TABLES

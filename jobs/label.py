@@ -13,7 +13,8 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.settings import Label, Settings, digest
+from conf.build import Label
+from conf.settings import Settings, digest
 from jobs import command, deny_lists, embedding, progress, waves
 from jobs.lake import Lake
 from jobs.tables import TABLES

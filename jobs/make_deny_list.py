@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.settings import Limits
+from conf.build import Limits
 from udfs import decode, deny_list, picture_frames
 from udfs.pixel_statistics import luma_of
 from udfs.reject import Reject

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from conf.build import Mlflow
 from conf.section import Mistake
-from conf.settings import Mlflow
 from udfs.score_bins import V7, Bins
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from conf.build import Select
 from conf.section import Mistake
-from conf.settings import Select, Settings, digest, load_detector, load_encoder
+from conf.settings import Settings, digest, load_detector, load_encoder
 from jobs import assign_styles, centres, classify, command, deny_lists, embed, embedding, facts, flag, score, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head

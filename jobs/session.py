@@ -10,8 +10,8 @@ from py4j.java_gateway import JavaPackage
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
+from conf.build import Spark
 from conf.section import Mistake
-from conf.settings import Spark
 
 DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",

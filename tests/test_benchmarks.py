@@ -14,7 +14,8 @@ from pyarrow import parquet
 
 from benchmarks import bench, feed_loops, feed_part, lakes, linear_part, made_exports, pictures, results, step_part
 from benchmarks.results import Run
-from conf.settings import Limits, load, load_encoder
+from conf.build import Limits
+from conf.settings import load, load_encoder
 from udfs import tower_colour_grid
 from udfs.decode import decode
 from udfs.perceptual_hash import phash

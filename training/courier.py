@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from conf.settings import Mlflow
+from conf.build import Mlflow
 from training.journal import Event, Journal
 from training.mlflow_events import METRICS, TIMED, Events, Refused
 from training.mlflow_store import one_line

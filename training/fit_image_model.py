@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from conf.build import Limits
 from conf.loops import TrainDiffusion
-from conf.settings import Limits
 from training import adapters, captions, feed, flow_matching, image_model, process_group
 from training.exports import Export
 from training.image_model_cost import forward_flops

@@ -19,7 +19,7 @@ from training.journal import Event
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
 
-    from conf.settings import Mlflow
+    from conf.build import Mlflow
 
 JOURNAL = "studbook.journal"  # the run's tag with the id of the journal that it is made from
 METRICS, PARAMS = 1000, 100  # MLflow's limits for one call

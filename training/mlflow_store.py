@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from conf.settings import Mlflow
+    from conf.build import Mlflow
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 DIGEST = "training_digest"  # a version's tag, by which a finished training is found again

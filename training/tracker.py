@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from conf.settings import Mlflow
+from conf.build import Mlflow
 from training import machine
 from training.courier import Courier, say
 from training.exports import Export

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from pyspark.sql import SparkSession
 
-from conf.settings import Settings, Spark
+from conf.build import Spark
+from conf.settings import Settings
 from jobs import session
 from jobs.lake import Lake
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conf.build import Mlflow
 from conf.section import Mistake
-from conf.settings import Mlflow
 from jobs import fitted, promote_fitted, registry
 from tests.jobs.conftest import MakeSettings
 

@@ -17,8 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from conf.build import Select
 from conf.section import Mistake
-from conf.settings import Select, Settings
+from conf.settings import Settings
 from jobs import classify, embed, embedding, facts, flag, ingest, report, report_flags, score, select_images
 from jobs.checks import check
 from jobs.lake import Lake

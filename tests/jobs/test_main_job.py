@@ -218,7 +218,7 @@ def test_an_image_that_a_source_opted_out_is_dropped_whatever_the_rules(lake: La
 def test_a_rule_over_no_value_or_with_the_wrong_question_is_named(
     build: Build, settings: Settings, rule: dict[str, object], words: str
 ) -> None:
-    from conf.settings import Select
+    from conf.build import Select
 
     with pytest.raises(Mistake, match=re.escape(words)):
         rules = settings.select.model_copy(update={"rules": (Select.Rule(**rule),)})  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conf.build import Mlflow
 from conf.section import Mistake
-from conf.settings import Mlflow, load
+from conf.settings import load
 from tests.training.conftest import ROOT, write_export
 from training import compare, mlflow_store
 from training.draw_comparison import draw

@@ -234,7 +234,7 @@ def test_an_export_in_an_object_store_is_fed_as_a_folder_is_and_a_changed_object
 
 
 def _stores(described: dict[str, dict[str, str]]) -> Any:
-    from conf.settings import Store
+    from conf.build import Store
 
     return {bucket: Store(**about) for bucket, about in described.items()}
 

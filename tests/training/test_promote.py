@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conf.settings import Mlflow
+from conf.build import Mlflow
 from tests.training.conftest import ROOT, image_id
 from training import mlflow_store, promote
 

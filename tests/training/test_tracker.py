@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conf.settings import Mlflow
+from conf.build import Mlflow
 from tests.training.conftest import ROOT, write_export
 from training import deliver, tracker
 from training.exports import Export, open_export
@@ -190,7 +190,7 @@ def test_a_server_that_takes_requests_and_never_answers_does_not_hold_the_end_up
 CHILD = """
 import sys, time
 from pathlib import Path
-from conf.settings import Mlflow
+from conf.build import Mlflow
 from tests.training.test_tracker import begin, open_export
 record = begin(Path(sys.argv[1]), Mlflow(tracking_uri=sys.argv[2], experiment=sys.argv[3]), open_export(sys.argv[4], "labels", None, ()))
 for step in range(1, 10**9):

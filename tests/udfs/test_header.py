@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conf.settings import Limits
+from conf.build import Limits
 from tests.odd_images import LIMITS, chunk, encoded, odd, picture, png, tiff, turned
 from udfs import file_layout, header
 from udfs.reject import Reject

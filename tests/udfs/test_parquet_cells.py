@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -163,7 +164,8 @@ def test_a_file_that_crashes_its_reader_is_refused_from_there_on_and_the_next_on
     damaged[212] = 127  # in a page of `tags`: pyarrow 14.0.2 reads at an address that is not its own
     path.write_bytes(damaged)
     (row,) = read(path)
-    assert row["reject"]["code"] == "parquet_broken" and "crashed here (signal 11)" in row["reject"]["detail"]
+    # where that address lies decides whether the kernel (11) or the allocator (6) ends the process
+    assert row["reject"]["code"] == "parquet_broken" and re.search(r"crashed here \(signal (11|6)\)", row["reject"]["detail"])
     assert codes(read(write(tmp_path / "b.parquet", {"image": [PNG]}))) == ["ok"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from conf.settings import Limits
+from conf.build import Limits
 from udfs import style_sheet
 from udfs.style_sheet import COLUMNS, EDGE, HEAD, IMAGE
 
