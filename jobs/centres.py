@@ -105,10 +105,7 @@ def derive(settings: Settings, parent: Set, child: Centres, params: Mapping[str,
 
 def tell_alias(settings: Settings, made: Fitted) -> str:
     """-> what a command says of a version that it made."""
-    champion = fitted.load(settings.mlflow, made.model, fitted.CHAMPION)
-    if champion.version == made.version:
-        return f"{made.name} is the champion"
-    return (
-        f"{made.name} is a candidate beside {champion.name}; look at it with --set styles.alias={made.version} "
-        f"(assign_styles, style_sheets), then: python -m jobs.promote_fitted {made.model} {made.version}"
-    )
+    told = fitted.standing(settings.mlflow, made)
+    if fitted.CANDIDATE not in told:
+        return told
+    return f"{told}; look at it first: --set styles.alias={made.version} (assign_styles, style_sheets)"

@@ -137,10 +137,10 @@ def settle(settings: Mlflow, model: str, version: str, alias: str | None = None)
 
 def standing(settings: Mlflow, made: Fitted) -> str:
     """-> in words, whether the version is the champion, and how it becomes it."""
-    champion = latest(settings, made.model, CHAMPION) or {}
-    if champion.get("digest") == made.tags["digest"]:
+    champion = load(settings, made.model, CHAMPION)
+    if champion.version == made.version:
         return f"{made.name} is the champion"
-    return f"{made.name} is a candidate: python -m jobs.promote_fitted {made.model} {made.version}"
+    return f"{made.name} is a {CANDIDATE} beside {champion.name}: python -m jobs.promote_fitted {made.model} {made.version}"
 
 
 def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[str, bytes]) -> None:

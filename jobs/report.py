@@ -15,10 +15,8 @@ import json
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
@@ -31,6 +29,7 @@ from jobs import (
     facts,
     funnel,
     occurrences,
+    pages,
     report_flags,
     report_scores,
     report_styles,
@@ -75,7 +74,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     if not select_images.is_made(lake, selection):
         raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")
     uri = to_uri(settings.report.path)
-    if lake.opener.exists(uri) and f'content="{identity}"'.encode() in lake.opener.read(uri)[:600]:
+    if pages.is_current(lake, uri, identity):
         print(f"{NAME}: nothing to do, {settings.report.path} is up to date")
         return
     if plan_only:
@@ -101,9 +100,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "fingerprints": outputs | {"scores": score.fingerprint(head)},
         "packages": {name: version(name) for name in PACKAGES},
     }
-    folder = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    lake.opener.write(uri, page.get_template("report.html").render(told).encode())
+    lake.opener.write(uri, pages.render("report.html", told))
     print(f"{NAME}: {settings.report.path}")
 
 

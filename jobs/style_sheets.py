@@ -13,16 +13,15 @@ from __future__ import annotations
 import base64
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
 from jobs import centres, command, embedding, fitted, occurrences, snapshot, waves
+from jobs import pages as html
 from jobs.centres import Set
 from jobs.lake import Lake
 from jobs.waves import Stage
@@ -50,7 +49,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, chosen: Set | N
         raise Mistake(f"style sheets: no image has a style by {chosen.name} yet; run the stage assign_styles first")
     identity = digest(kernel.SHEET_VERSION, chosen.name, settings.styles.images_per_sheet, summed["n"], str(summed["content"]))
     index = f"{folder(settings)}/index.html"
-    if lake.opener.exists(index) and f'content="{identity}"'.encode() in lake.opener.read(index)[:400]:
+    if html.is_current(lake, index, identity):
         print(f"{NAME}: nothing to do, {index.removeprefix('file://')} is up to date")
         return
     if plan_only:
@@ -182,12 +181,10 @@ def write(lake: Lake, settings: Settings, chosen: Set, identity: str, pages: dic
     told = f"{len(cards)} pages" + (
         f": the {MOST} largest clusters." if sum(card["page"] != NONE for card in cards) == MOST else ": all clusters that have images."
     )
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = page.from_string((Path(__file__).parent / "style_sheets.html").read_text())
     facts = {"identity": identity, "name": chosen.name, "told": told, "encoder": centres.encoder(settings), "cards": shown}
     for name, data in files.items():
         lake.opener.write(f"{root}/{name}", data)
-    files["index.html"] = template.render(facts).encode()
+    files["index.html"] = html.render("style_sheets.html", facts)
     fitted.replace_artifacts(settings.mlflow, chosen.fitted.run, FOLDER, files)
     lake.opener.write(f"{root}/index.html", files["index.html"])
 

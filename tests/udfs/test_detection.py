@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from udfs import model_runs
+from tests.udfs.test_detectors import write_tagger
+from udfs import detector_tagger, model_runs
 from udfs.detection import Detection, checked
 from udfs.engine import How
-from udfs.micro_batches import Loaded
 from udfs.reject import Reject
 
 BOX = [0.1, 0.1, 0.9, 0.1, 0.9, 0.2, 0.1, 0.2]
-TEXT = {"name": "text", "kernel": "text"}
 
 
 def detection(p: float = 0.5, box: list[float] | None = None) -> Detection:
@@ -38,19 +39,20 @@ def test_a_detector_that_is_wrong_stops_the_job(bad: Detection, message: str) ->
         checked(bad)
 
 
-def test_each_row_gets_its_own_detection_and_a_broken_one_is_added_to_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_runs, "_detector", lambda detector, device: Loaded("model"))
-    monkeypatch.setattr("udfs.detector_text.detect", lambda model, batch: [detection(p) for p in batch])
+def test_each_row_gets_its_own_detection_and_a_broken_one_is_added_to_what_was_refused(tmp_path: Path) -> None:
+    detector = write_tagger(tmp_path)
     refused = {"code": "not_finite", "detail": "encoder x", "transient": False, "outputs": ["x"]}
+    pixels = np.full((16, 16, 3), 90, np.float32)
     rows: list[dict[str, Any]] = [
-        {"tensors": {"text": p, "other": 1}, "detections": [], "reject": before}
-        for p, before in ((0.25, None), (math.nan, None), (math.nan, dict(refused)))
+        {"tensors": {"tiny": one, "other": 1}, "detections": [], "reject": before}
+        for one, before in ((pixels, None), (pixels * np.nan, None), (pixels * np.nan, dict(refused)))
     ]
     rows.append({"tensors": {}, "detections": [], "reject": None})  # does not want it
-    model_runs.detect(TEXT, rows, How("cpu"))
-    assert rows[0]["detections"] == [{"detector": "text", **detection(0.25)}]
+    model_runs.detect(detector, rows, How("cpu"))
+    (alone,) = detector_tagger.detect(detector_tagger.load(detector, "cpu"), [pixels])
+    assert rows[0]["detections"] == [{"detector": "tiny", **alone}]
     assert [row["tensors"] for row in rows] == [{"other": 1}] * 3 + [{}]
     assert [len(row["detections"]) for row in rows] == [1, 0, 0, 0]
-    assert rows[1]["reject"]["outputs"] == ["text"]
-    assert rows[2]["reject"]["outputs"] == ["x", "text"]
+    assert rows[1]["reject"]["outputs"] == ["tiny"]
+    assert rows[2]["reject"]["outputs"] == ["x", "tiny"]
     assert rows[3]["reject"] is None
