@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
-LIMITS: dict[str, Any] = {  # conf.settings.Limits' defaults as a mapping; a test keeps them equal
+LIMITS: dict[str, Any] = {  # conf.build.Limits' defaults as a mapping; a test keeps them equal
     "formats": ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"),
     "max_bytes": 64 * 2**20,
     "max_pixels": 50_000_000,

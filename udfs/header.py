@@ -102,7 +102,7 @@ class Header(NamedTuple):
 
 
 def probe(data: bytes, limits: Mapping[str, Any]) -> Header:
-    """(bytes, conf.settings.Limits as a mapping) -> Header. Raises Reject: see layout_of, and header_broken where Pillow finds it so."""
+    """(bytes, conf.build.Limits as a mapping) -> Header. Raises Reject: see layout_of, and header_broken where Pillow finds it so."""
     layout = layout_of(data, limits)
     try:
         opened = open_image(data, layout.format).size

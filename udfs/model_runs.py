@@ -23,7 +23,7 @@ from udfs.micro_batches import Loaded, in_parts
 from udfs.reject import Reject
 
 Kind = Literal["tower", "detector"]
-Model = Mapping[str, Any]  # conf.settings.Encoder or Detector as a mapping
+Model = Mapping[str, Any]  # conf.enrichment.Encoder or Detector as a mapping
 
 
 def kernel_of(kind: Kind, model: Model) -> Any:

@@ -1,7 +1,7 @@
 """(uri, offset, length) -> bytes, from local paths, mounted volumes and S3-compatible stores, with its own credentials.
 
 URIs are percent-encoded bytes (`file:///a%0Ab.png`, `s3://bucket/key`), so that any file name has one. Spark's own
-credentials do not reach Python workers: an S3 store is described by name in `stores` (conf.settings.Store as a
+credentials do not reach Python workers: an S3 store is described by name in `stores` (conf.build.Store as a
 mapping, keyed by bucket; `*` for every other bucket), and its secrets are read from the environment here.
 """
 

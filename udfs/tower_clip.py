@@ -37,7 +37,7 @@ THIN = 16  # longer / shorter; beyond it the crop sees less than a sixteenth of 
 
 
 def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Module:
-    """(conf.settings.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the visual tower, in eval mode on the device.
+    """(conf.enrichment.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the visual tower, in eval mode on the device.
 
     Raises ValueError when open_clip has no such model, when width or image_size are not the model's, when the weights
     file is missing, has another sha256 or other tensors, or when the hub's weights want another preprocessing.

@@ -31,7 +31,7 @@ PROJECTION = "style_projection"
 
 
 def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Module:
-    """(conf.settings.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the tower, in eval mode on the device. Raises ValueError."""
+    """(conf.enrichment.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the tower, in eval mode on the device. Raises ValueError."""
     feature, config = _asked(encoder)
     if encoder["weights"] is None:
         raise ValueError(

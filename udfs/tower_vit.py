@@ -28,7 +28,7 @@ STD = np.array((0.229, 0.224, 0.225), np.float32)[:, None, None]
 
 
 def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Module:
-    """(conf.settings.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the tower, in eval mode on the device. Raises ValueError."""
+    """(conf.enrichment.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the tower, in eval mode on the device. Raises ValueError."""
     import torch
     from transformers import AutoModel
 
