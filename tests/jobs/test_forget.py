@@ -146,9 +146,10 @@ def build(images: Path, tmp_path: Path, make_settings: MakeSettings, make_lake: 
     pq.write_table(held_out(ids), folder / "held_out.parquet")
     (folder / "journal.jsonl").write_text(json.dumps({"kind": "note", "value": f"not finite: {sha256(victim).hex()} (inf)"}) + "\n")
     picture = report.thumbnail(victim.read_bytes(), settings.limits.model_dump())
-    for page in (Path(settings.report.path), tmp_path / "styles/cluster-1.html"):
+    for page in (Path(settings.report.path), tmp_path / "styles/index.html", tmp_path / "styles/style_cluster_1.jpg"):
         page.parent.mkdir(exist_ok=True)
         page.write_text(f"<img src='{picture}'> {VICTIM}")
+    (tmp_path / "styles/of-the-user.html").write_text("no page of ours")
     _record(settings, ids, sha256(victim), picture)
     dead = lake.area("_staging/embed/20200101T000000-dead")
     lake.stage(lake.read("images"), f"{dead}/wave-000000/rows")
@@ -209,6 +210,7 @@ def test_a_forgotten_image_is_nowhere_but_in_its_reject_also_after_kills(
     assert hits(tmp_path, victim, settings) > 1
     forget.run(lake, settings)
     assert found_in(tmp_path, victim, settings) == ["lake/rejects"]
+    assert [page.name for page in (tmp_path / "styles").iterdir()] == ["of-the-user.html"]
     row = lake.read("rejects").collect()
     assert [(bytes(one["image_id"]), one["code"], one["permanent"], one["uri"], one["detail"]) for one in row] == [
         (sha256(victim), "denied", True, None, "")
