@@ -48,6 +48,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    if options.processes > 1 and options.model_threads > 1:
+        raise SystemExit(
+            f"bare_loop: given --processes {options.processes} and --model-threads {options.model_threads}; a model's threads do not survive "
+            "the fork: give one of the two as 1"
+        )
     work = ImageWork(options.encoder, options.graph, options.model_threads)
     paths = sorted(options.folder.iterdir())
     options.out.mkdir(parents=True, exist_ok=True)

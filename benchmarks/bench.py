@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import lakes, pictures
 from benchmarks.results import Run
 from conf.settings import load_encoder
+from udfs import engine
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache/benchmarks"
@@ -70,7 +71,7 @@ class Bench:
         from udfs.export_tower import exported
 
         encoder = load_encoder(part.encoder).model_dump()
-        return [] if encoder["model"] is None else ["--graph", str(exported(encoder, None))]
+        return ["--graph", str(exported(encoder, None))] if engine.has_weights(encoder) else []
 
     def compare(self, part: Part, kinds: Sequence[str], repeats: int) -> list[Run]:
         """All pipelines at all sizes, `repeats` times, the first place taken in turns. All must have made the same vectors."""

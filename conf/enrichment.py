@@ -25,7 +25,7 @@ class Embed(Frozen):
     decode_threads: Positive = 2
     ahead: Positive = 64  # decoded images that may wait for the model
     verify_hash: bool = True  # compare the bytes' sha256 with the image's id; False: size and time of the object are enough
-    model_threads: Positive | None = None  # CPU threads of the model in one worker; None: the library's own choice
+    model_threads: Positive | None = None  # CPU threads of the model in one worker; None: the cores of its task (spark.task.cpus)
 
     @property
     def engine_used(self) -> Literal["torch", "onnxruntime"]:

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, command_line, digest, stop
-from jobs import centres, session, why
+from jobs import centres, deny_lists, session, why
 from jobs.checks import check
 from jobs.lake import Lake
 from udfs import style_fit
@@ -87,12 +87,13 @@ def resolve(lake: Lake, names: list[str]) -> dict[bytes, str]:
 
 def read(lake: Lake, settings: Settings, images: dict[bytes, str]) -> np.ndarray:
     """-> their vectors, float32, in the order of their ids. Raises Mistake that names the images without one."""
-    mine = centres.vectors(lake, settings).where(F.col("image_id").isin(*(bytearray(one) for one in images)))
+    mine = deny_lists.allowed(lake, centres.vectors(lake, settings)).where(F.col("image_id").isin(*(bytearray(one) for one in images)))
     table = mine.toArrow().sort_by("image_id").combine_chunks()  # MANY rows at most
     lacking = sorted(images[one] for one in images.keys() - set(table.column("image_id").to_pylist()))
     if lacking:
         raise Mistake(
-            f"add style: {len(lacking)} images have no vector of {centres.encoder(settings)}: {', '.join(lacking[:20])}; run the stage embed first"
+            f"add style: {len(lacking)} images have no vector of {centres.encoder(settings)}, or are denied: {', '.join(lacking[:20])}; "
+            "run the stage embed first, or leave them out"
         )
     width = len(table.column("vector")[0].as_py()) // 2
     vectors = np.concatenate([read_vectors(chunk, width) for chunk in table.column("vector").chunks])

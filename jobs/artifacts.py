@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import registry
+from jobs import registry, style_sheets
 from udfs import traces as kernel
 from udfs.traces import Traces
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-SHEETS = "sheets"  # folder of a run's artifacts that shows images
 PAGE = 500
 
 
@@ -72,7 +71,7 @@ def _clean_artifact(run: Run, path: str, traces: Traces, plan_only: bool) -> boo
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     store = get_artifact_repository(run.info.artifact_uri)
-    if SHEETS in path.split("/")[:-1]:
+    if style_sheets.FOLDER in path.split("/")[:-1]:
         if not plan_only:
             store.delete_artifacts(path)
         return True

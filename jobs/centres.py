@@ -85,7 +85,7 @@ def derive(settings: Settings, parent: Set, child: Centres, params: Mapping[str,
     it is a candidate.
     """
     alias = settings.styles.alias
-    holds = not alias.isdecimal() and fitted.load(settings.mlflow, parent.fitted.model, alias).version == parent.fitted.version
+    holds = fitted.held(settings.mlflow, parent.fitted.model).get(alias) == parent.fitted.version
     alias = alias if holds else fitted.CANDIDATE
     if made := fitted.find(settings.mlflow, parent.fitted.model, child.digest):
         fitted.settle(settings.mlflow, made.model, made.version, alias)
@@ -105,7 +105,7 @@ def derive(settings: Settings, parent: Set, child: Centres, params: Mapping[str,
 
 def tell_alias(settings: Settings, made: Fitted) -> str:
     """-> what a command says of a version that it made."""
-    told = fitted.standing(settings.mlflow, made)
-    if fitted.CANDIDATE not in told:
-        return told
-    return f"{told}; look at it first: --set styles.alias={made.version} (assign_styles, style_sheets)"
+    alias = settings.styles.alias
+    if fitted.held(settings.mlflow, made.model).get(alias) == made.version:
+        return f"{made.name} is the {alias}"
+    return f"{fitted.standing(settings.mlflow, made)}; look at it first: --set styles.alias={made.version} (assign_styles, style_sheets)"

@@ -30,7 +30,7 @@ from udfs.deny_list import DenyList
 from udfs.embed import ORIGINAL
 
 NAME = "deny"
-BEFORE = ("ingest", "embed", "label")  # stages whose staged waves were checked by the lists of their time
+BEFORE = ("ingest", "embed")  # what their staged waves hold is compared here, once it has landed
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
@@ -57,8 +57,10 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 def matches(lake: Lake, settings: Settings, lists: list[DenyList], identity: str) -> DataFrame:
     """Images that the lists name and no reject yet -> rows of `rejects`, without `run`."""
     images = deny_lists.allowed(lake, lake.read("images").select("image_id"))
-    exact = deny_lists.refused(lake, settings).where(F.col("list") != "")
-    found = images.join(F.broadcast(exact), "image_id")
+    exact = deny_lists.refused(lake, settings)
+    found = images.withColumn("list", F.lit("")).limit(0)
+    if exact is not None:
+        found = images.join(F.broadcast(exact.where(F.col("list") != "")), "image_id")
     if any(one.kind == deny_list.PHASH for one in lists):
         pixels = deny_lists.allowed(lake, lake.read("pixels").where(F.col("view") == ORIGINAL).select("image_id", "phash", "phash_mirror"))
         worker = partial(compare, told=deny_lists.for_workers(settings))

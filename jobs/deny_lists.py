@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from conf.settings import Settings, digest
 from jobs.lake import Lake
 from udfs import deny_list, perceptual_hash, picture_frames
 from udfs.deny_list import DenyList
-from udfs.opener import Opener, to_uri
+from udfs.opener import Opener, Stat, to_uri
 from udfs.reject import Reject
 
 CODE = "denied"
@@ -29,11 +30,11 @@ NONE = "no lists"
 def read(settings: Settings, today: date | None = None) -> list[DenyList]:
     """The lists of the config. Raises Mistake: a job without its lists does not run."""
     today = today or date.today()
-    opener = Opener(settings.store_options)
+    opener, stores = Opener(settings.store_options), json.dumps(settings.store_options, sort_keys=True)
     found = []
     for listed in settings.deny.lists:
         try:
-            one = deny_list.read(listed.model_dump(), opener)
+            one = _read(listed.model_dump_json(), stores, _state(opener, listed.path))
         except ValueError as error:
             raise Mistake(str(error)) from None
         where = f"deny.lists {listed.name}: {listed.path}"
@@ -46,6 +47,19 @@ def read(settings: Settings, today: date | None = None) -> list[DenyList]:
                 )
         found.append(one)
     return found
+
+
+@lru_cache(maxsize=32)
+def _read(listed: str, stores: str, state: Stat | None) -> DenyList:
+    """A list as its file is in this state: parsed once a session, however often its stages ask."""
+    return deny_list.read(json.loads(listed), Opener(json.loads(stores)))
+
+
+def _state(opener: Opener, path: str) -> Stat | None:
+    try:
+        return opener.stat(to_uri(path))
+    except Reject:
+        return None  # deny_list.read says what is wrong with it
 
 
 def identity_of(settings: Settings, lists: list[DenyList]) -> str:
@@ -64,6 +78,12 @@ def is_applied(lake: Lake, identity: str) -> bool:
         if reject.code != "missing":
             raise
         return identity == NONE
+
+
+def about_to_add(lake: Lake, settings: Settings) -> None:
+    """Images come in under the lists of this config: where others were applied last, those are to be applied again to what comes."""
+    if not is_applied(lake, identity_of(settings, read(settings))):
+        lake.opener.delete(applied(lake))
 
 
 def require_applied(lake: Lake, settings: Settings, who: str) -> None:
@@ -91,19 +111,26 @@ def for_workers(settings: Settings) -> str | None:
 
 def ids(lake: Lake) -> DataFrame:
     """-> image_id of every image that was ever denied or forgotten."""
-    return lake.read("rejects").where((F.col("code") == CODE) & F.col("image_id").isNotNull()).select("image_id").distinct()
+    return _denials(lake).distinct()
+
+
+def _denials(lake: Lake) -> DataFrame:
+    return lake.read("rejects").where((F.col("code") == CODE) & F.col("image_id").isNotNull()).select("image_id")
 
 
 def allowed(lake: Lake, rows: DataFrame) -> DataFrame:
     """Rows with image_id -> those that are not denied."""
-    denied = ids(lake)
+    denied = _denials(lake)
     return rows if denied.isEmpty() else rows.join(denied, "image_id", "left_anti")  # mostly there is none: a look instead of a join
 
 
-def refused(lake: Lake, settings: Settings) -> DataFrame:
-    """-> image_id, list: what ingest must not take: listed by sha256, denied before, forgotten."""
-    known = ids(lake).withColumn("list", F.lit(""))
-    whole = known
+def refused(lake: Lake, settings: Settings) -> DataFrame | None:
+    """-> image_id, list (empty: no list of this config names it): what ingest must not take: listed by sha256, denied before, forgotten.
+    None: there are no lists, and nothing ever was.
+    """
+    if not settings.deny.lists and _denials(lake).isEmpty():
+        return None
+    whole = ids(lake).withColumn("list", F.lit(""))
     for one in read(settings):
         if one.kind == deny_list.SHA256:
             hashes = pd.DataFrame({"image_id": [row.tobytes() for row in one.hashes]})
@@ -112,11 +139,11 @@ def refused(lake: Lake, settings: Settings) -> DataFrame:
     return whole.groupBy("image_id").agg(F.max("list").alias("list"))
 
 
-def screened(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
-    """What ingest read (udfs.ingest.SCHEMA and fingerprint) -> the same, of denied ones nothing but id, place in an archive, and code."""
-    if not settings.deny.lists and ids(lake).isEmpty():
+def screened(rows: DataFrame, refused: DataFrame | None) -> DataFrame:
+    """What ingest read (udfs.ingest.SCHEMA and fingerprint) -> the same, of `refused` ones nothing but id, place in an archive, and code."""
+    if refused is None:
         return rows
-    told = rows.join(F.broadcast(refused(lake, settings)), "image_id", "left")
+    told = rows.join(F.broadcast(refused), "image_id", "left")
     denied = F.col("list").isNotNull()
     reject = F.struct(F.lit(CODE).alias("code"), F.col("list").alias("detail"), F.lit(False).alias("transient"))
     kept: dict[str, Column] = {

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load_encoder
-from jobs import command, embedding, label_classes, occurrences, snapshot
+from jobs import command, deny_lists, embedding, label_classes, occurrences, snapshot
 from jobs.lake import Lake
 from udfs import near_groups
 from udfs.embed import ORIGINAL, PIXELS
@@ -136,6 +136,7 @@ def _told(lake: Lake, settings: Settings, versions: dict[str, int]) -> DataFrame
         mine = labels.where((F.col("kind") == entry.kind) & (F.col("rater") == entry.rater) & (F.col("fingerprint") == told))
         still = label_classes.tell(lake, entry, sources).labels.select("image_id", "class")  # a grown lake may tell it two classes by now
         rows = rows.unionByName(mine.join(still, ["image_id", "class"], "left_semi").select("image_id", "class", "rater", "origin"))
+    rows = deny_lists.allowed(lake, rows)
     raters = F.concat_ws(",", F.sort_array(F.collect_set("rater")))
     return rows.groupBy("image_id").agg(F.collect_set("class").alias("classes"), raters.alias("rater"), F.min("origin").alias("origin"))
 

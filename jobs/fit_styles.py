@@ -79,14 +79,15 @@ def check_enough(settings: Settings, count: int) -> None:
 
 
 def ensure(lake: Lake, settings: Settings) -> None:
-    """For the whole job: fits when there is no version of the alias by these settings on these vectors. Images that came since make
+    """For the whole job: fits when there is no version of the alias, nor a candidate, by these settings on these vectors. Images that came since make
     no new set: their styles are told by the centres that are there, until someone runs fit_styles.
     """
-    known = fitted.latest(settings.mlflow, settings.styles.model, settings.styles.alias)
     wanted = {"recipe": recipe(settings, read_block(settings, lake)), "encoder_fingerprint": centres.vectors_fingerprint(settings)}
-    if known is not None and wanted.items() <= known.items():
-        print(f"{NAME}: nothing to do, {settings.styles.model} has a {settings.styles.alias} by these settings on these vectors")
-        return
+    for alias in dict.fromkeys((settings.styles.alias, fitted.CANDIDATE)):
+        known = fitted.latest(settings.mlflow, settings.styles.model, alias)
+        if known is not None and wanted.items() <= known.items():
+            print(f"{NAME}: nothing to do, {settings.styles.model} has a {alias} by these settings on these vectors")
+            return
     run(lake, settings)
 
 

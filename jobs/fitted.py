@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,7 +86,10 @@ def find(settings: Mlflow, model: str, digest: str) -> Fitted | None:
     if not found:
         return None
     newest = max(found, key=lambda one: int(one.version))
-    if CHAMPION not in client.get_registered_model(model).aliases:
+    aliases = registry.aliases(client, model)
+    newest_of_all = max(int(one.version) for one in client.search_model_versions(f"name = '{model}'"))
+    left_out = int(newest.version) == newest_of_all and str(newest.version) not in aliases.values()
+    if CHAMPION not in aliases or left_out:
         settle(settings, model, str(newest.version))
     return _read(newest)
 
@@ -126,21 +130,26 @@ def load(settings: Mlflow, model: str, alias_or_version: str) -> Fitted:
 def settle(settings: Mlflow, model: str, version: str, alias: str | None = None) -> str:
     """Gives the version the alias (None: champion when the model has none, else candidate) -> the alias. A champion is no candidate."""
     client = registry.connect(settings)
-    held = client.get_registered_model(model).aliases
-    alias = alias or (CANDIDATE if CHAMPION in held else CHAMPION)
-    if str(held.get(alias)) != version:
+    aliases = registry.aliases(client, model)
+    alias = alias or (CANDIDATE if CHAMPION in aliases else CHAMPION)
+    if aliases.get(alias) != version:
         client.set_registered_model_alias(model, alias, version)
-    if alias == CHAMPION and str(held.get(CANDIDATE)) == version:
+    if alias == CHAMPION and aliases.get(CANDIDATE) == version:
         client.delete_registered_model_alias(model, CANDIDATE)
     return alias
 
 
 def standing(settings: Mlflow, made: Fitted) -> str:
     """-> in words, whether the version is the champion, and how it becomes it."""
-    champion = load(settings, made.model, CHAMPION)
-    if champion.version == made.version:
+    champion = held(settings, made.model)[CHAMPION]
+    if champion == made.version:
         return f"{made.name} is the champion"
-    return f"{made.name} is a {CANDIDATE} beside {champion.name}: python -m jobs.promote_fitted {made.model} {made.version}"
+    return f"{made.name} is a {CANDIDATE} beside {made.model}:{champion}: python -m jobs.promote_fitted {made.model} {made.version}"
+
+
+def held(settings: Mlflow, model: str) -> dict[str, str]:
+    """-> the aliases of a model that is there: alias -> version."""
+    return registry.aliases(registry.connect(settings), model)
 
 
 def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[str, bytes]) -> None:
@@ -225,14 +234,22 @@ def _version(settings: Mlflow, model: str, alias_or_version: str) -> ModelVersio
 
 
 def _read(version: ModelVersion) -> Fitted:
-    import mlflow
-
     named = f"model {version.name!r} version {version.version}"
     if version.source is None or not {"digest", "sha256"} <= set(version.tags):
         raise Mistake(f"{named} was not fitted by a job (it lacks the tags digest and sha256); give the section another model's name")
+    sha256 = version.tags["sha256"]
+    files = _files(version.source, sha256, named)
+    return Fitted(version.name, str(version.version), sha256, dict(version.tags), dict(files), version.run_id or "")
+
+
+@lru_cache(maxsize=8)
+def _files(source: str, sha256: str, named: str) -> dict[str, bytes]:
+    """A version's files, checked. They never change, and several stages of one session ask for them."""
+    import mlflow
+
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=folder))
+        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder))
         files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-    if (found := hash_of(files)) != version.tags["sha256"]:
-        raise Mistake(f"{named}: its files {sorted(files)} have sha256 {found}, registered was {version.tags['sha256']}; fit it anew")
-    return Fitted(version.name, str(version.version), found, dict(version.tags), files, version.run_id or "")
+    if (found := hash_of(files)) != sha256:
+        raise Mistake(f"{named}: its files {sorted(files)} have sha256 {found}, registered was {sha256}; fit it anew")
+    return files

@@ -73,7 +73,7 @@ def evidence(settings: Settings, heads: Sequence[Head] | None = None) -> Evidenc
     by_label = {label: head for label, head in by_label.items() if label in (STYLE, AI)}
     if AI in by_label and IS_AI not in (classes := class_head.read_about(by_label[AI].weights).classes):
         raise Mistake(f"flag: the classifier of {AI} knows the classes {list(classes)}; expected one that is named {IS_AI!r}")
-    classifiers = {label: classify.fingerprint(head) for label, head in by_label.items()}
+    classifiers = {label: (classify.fingerprint(head), label == AI and trusted(head)) for label, head in by_label.items()}
     told = digest(settings.flags, kernel.KERNEL_VERSION, outputs, {one.name: one.kernel for one in detectors.values()}, classifiers)
     return Evidence(detectors, outputs, by_label, f"{NAME}:{told}")
 

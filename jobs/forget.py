@@ -17,6 +17,7 @@ Cost: every parquet file of exports, trainings and history is looked into for it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
@@ -128,7 +129,8 @@ def _with_names(lake: Lake, ids: set[bytes], begun: Traces) -> Traces:
             keys.add(row["input_key"])
             names |= {row["uri"], unquote(row["uri"]), row["uri"].rpartition("/")[2], unquote(row["uri"]).rpartition("/")[2]}
         names.add(row["key"])
-    names = {name for name in names if len(name) >= LEAST_NAME and not name.isdigit()}
+    # nor a bare word: `manifest` or `training` is also a key of our own JSON
+    names = {name for name in names if len(name) >= LEAST_NAME and not name.isdigit() and not re.fullmatch(r"[A-Za-z_-]+", name)}
     return told._replace(keys=frozenset(keys), names=frozenset(names))
 
 

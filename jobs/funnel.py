@@ -40,7 +40,8 @@ def standing(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     held = held.unionByName(read.where(~whole).join(taken, [*entry, "place"], "left_anti").select(*held.columns)).drop("seen")
     outputs = [*embedding.outputs(settings).values(), *embedding.outputs(settings, settings.label.seed).values()]
     made = lake.read("pixels").select("image_id", "view", "fingerprint")
-    made = made.unionByName(lake.read("embeddings").select("image_id", "view", "fingerprint"))
+    for table in ("embeddings", "detections"):
+        made = made.unionByName(lake.read(table).select("image_id", "view", "fingerprint"))
     made = made.select(embedding.input_key().alias("input_key"), "fingerprint")
     others = rejects.withColumn("place", F.lit(0).cast("bigint"))
     computed = others.where(F.col("stage").isin(embed.NAME, label.NAME))

@@ -45,7 +45,10 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> int:
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         entries = stage.freeze(listed(lake, settings), "listing")
         plan = stage.plan(pending(lake, settings, entries), ["uri", "offset"])
-        stage.run(plan, lambda inputs: deny_lists.screened(lake, settings, compute(inputs, settings)), UNIT)
+        if plan.rows:
+            deny_lists.about_to_add(lake, settings)
+        refused = deny_lists.refused(lake, settings)
+        stage.run(plan, lambda inputs: deny_lists.screened(compute(inputs, settings), refused), UNIT)
         return plan.rows
 
 

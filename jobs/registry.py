@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,16 +61,21 @@ def resolve(settings: Mlflow, model: str, alias: str, trainer: str = "training.t
     wanting = [tag for tag in TAGS if tag not in version.tags]
     if wanting:
         raise Mistake(f"model {model!r} version {version.version} lacks the tags {wanting}; register heads by {trainer}")
+    sha256 = version.tags["sha256"]
+    weights = _weights(f"{version.source}/head.safetensors", sha256, f"model {model!r} version {version.version}")
+    return Head(model, str(version.version), sha256, version.tags["encoder_fingerprint"], dict(version.tags), weights)
+
+
+@lru_cache(maxsize=8)
+def _weights(uri: str, sha256: str, named: str) -> bytes:
+    """A version's file, checked. It never changes, and several stages of one session ask for it."""
     import mlflow
 
-    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/head.safetensors"))
-    weights = path.read_bytes()
-    found = hashlib.sha256(weights).hexdigest()
-    if found != version.tags["sha256"]:
-        raise Mistake(
-            f"model {model!r} version {version.version}: its file has sha256 {found}, registered was {version.tags['sha256']}; register it anew"
-        )
-    return Head(model, str(version.version), found, version.tags["encoder_fingerprint"], dict(version.tags), weights)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)).read_bytes()
+    if (found := hashlib.sha256(weights).hexdigest()) != sha256:
+        raise Mistake(f"{named}: its file has sha256 {found}, registered was {sha256}; register it anew")
+    return weights
 
 
 class Version(NamedTuple):
@@ -127,7 +134,7 @@ def made_by(settings: Mlflow, model: str, training: str) -> list[Version]:
     """(registered name, training digest) -> the versions that it made, the oldest first."""
     client = connect(settings)
     found = client.search_model_versions(f"name = '{model}' and tags.{TRAINING} = '{training}'")
-    held = _aliases(client, model) if found else {}
+    held = aliases(client, model) if found else {}
     return sorted((_version(one, held) for one in found), key=lambda one: int(one.version))
 
 
@@ -140,7 +147,7 @@ def find(settings: Mlflow, wanted: str) -> Version:
     if not at:
         name, _, number = wanted.partition("/")
     try:
-        held = _aliases(client, name)
+        held = aliases(client, name)
         if at:
             return _version(client.get_model_version_by_alias(name, alias), held)
         numbers = [int(one.version) for one in client.search_model_versions(f"name = '{name}'")] if not number else []
@@ -168,7 +175,8 @@ def run_of(settings: Mlflow, version: Version) -> Run | None:
     return Run(run.info.run_name, run.info.status, seconds, metrics)
 
 
-def _aliases(client: MlflowClient, model: str) -> dict[str, str]:
+def aliases(client: MlflowClient, model: str) -> dict[str, str]:
+    """-> alias -> version of a registered model."""
     return {alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()}
 
 

@@ -41,12 +41,12 @@ CHANCE = {"leakage_tags": "leakage_tags_chance", "leakage_source": "leakage_sour
 
 
 def identity(lake: Lake, settings: Settings) -> str:
-    """What the section depends on beside the tables: the centre set and whether its pages are there."""
+    """What the section depends on beside the tables: the centre set and whether its pages are up to date."""
     try:
         chosen = centres.current(settings)
     except Mistake:
         return digest(SECTION_VERSION, None)
-    return digest(SECTION_VERSION, chosen.name, settings.styles, lake.opener.exists(_index(settings)))
+    return digest(SECTION_VERSION, chosen.name, settings.styles, style_sheets.are_current(lake, settings, chosen))
 
 
 def section(lake: Lake, settings: Settings) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def section(lake: Lake, settings: Settings) -> dict[str, Any]:
     ordered = sorted(sizes, key=lambda cluster: (-sizes[cluster], cluster))
     states = [{"name": name, "n": sum(row["n"] for row in counted if row["state"] == name), "told": told} for name, told in STATES.items()]
     fit, metrics = _fit(settings, chosen)
+    there = style_sheets.are_current(lake, settings, chosen)
     return {
         "absent": "",
         "name": chosen.name,
@@ -84,8 +85,10 @@ def section(lake: Lake, settings: Settings) -> dict[str, Any]:
             for name, told in MEASURES.items()
             if name in metrics
         ],
-        "index": _link(settings, "index.html") if lake.opener.exists(_index(settings)) else "",
-        "largest": [_shown(lake, settings, chosen, cluster, sizes[cluster], total) for cluster in ordered[:LARGEST] if sizes[cluster]],
+        "index": _link(settings, "index.html") if there else "",
+        "largest": [
+            _shown(lake, settings, chosen, cluster, sizes[cluster], total, there) for cluster in ordered[:LARGEST] if sizes[cluster]
+        ],
     }
 
 
@@ -106,11 +109,12 @@ def _bars(sizes: list[int]) -> list[dict[str, Any]]:
     return [{"height": 100 * mean / max(means[0], 1), "n": round(mean)} for mean in means]
 
 
-def _shown(lake: Lake, settings: Settings, chosen: Set, cluster: int, n: int, total: int) -> dict[str, Any]:
+def _shown(lake: Lake, settings: Settings, chosen: Set, cluster: int, n: int, total: int, there: bool) -> dict[str, Any]:
+    """there: the pages are up to date, and the cluster's may be shown."""
     name = style_sheets.file_of(str(cluster))
     uri = f"{style_sheets.folder(settings)}/{name}"
     picture = ""
-    if lake.opener.exists(_index(settings)) and lake.opener.exists(uri):
+    if there and lake.opener.exists(uri):
         strip = style_sheet.strip_of(lake.opener.read(uri), min(n, settings.styles.images_per_sheet), SHOWN, SIDE)
         picture = "data:image/jpeg;base64," + base64.b64encode(strip).decode()
     blocked = cluster in chosen.centres.block
@@ -122,10 +126,6 @@ def _shown(lake: Lake, settings: Settings, chosen: Set, cluster: int, n: int, to
         "picture": picture,
         "link": _link(settings, name),
     }
-
-
-def _index(settings: Settings) -> str:
-    return f"{style_sheets.folder(settings)}/index.html"
 
 
 def _link(settings: Settings, name: str) -> str:

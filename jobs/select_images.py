@@ -5,12 +5,13 @@
 The rules are YAML (`select`): floors, maxima, allowed and excluded words, caps (of AI-generated images at most so many a style, say) and a
 seeded limit. Two rules stand always: an image that any of its sources has opted out is dropped (`opted_out`), and one that is denied is dropped
 for that alone (`denied`). Same tables, same rules, same selection: its id is the digest of the rules and of the values they ask for, and one
-that is there is not made again. An image without a value fails the rules over that value, named. Cost: a join of narrow tables, no model.
+that is there is not made again. An image without a value fails the rules over that value, named, but for
+`none_of`: what is not known to be there is not there (`within` asks for a value). Cost: a join of narrow tables, no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -29,6 +30,7 @@ NAME = "select"
 OPTED_OUT = Select.Rule(name="opted_out", value="opt_out", none_of=("true",))
 DENIED = Select.Rule(name="denied", value="denied", none_of=("true",))
 STANDING = (OPTED_OUT, DENIED)
+Keep = Callable[[DataFrame, str], DataFrame]
 FAILED = "array<struct<rule:string,value:string,bound:string,version:string>>"
 
 
@@ -47,7 +49,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         if is_made(lake, selection):
             print(f"{NAME}: nothing to do, selection {selection} is there")
             return
-        decided = decide(facts.gather(lake, settings, scores, versions, made_by(settings)), settings.select)
+        decided = decide(facts.gather(lake, settings, scores, versions, made_by(settings)), settings.select, stage.freeze)
         stage.run_whole(decided.withColumns({"selection": F.lit(selection), "name": F.lit(settings.select.name)}))
     kept = lake.read("selections").where(F.col("selection") == selection).count()
     print(f"{NAME}: selection {selection} keeps {kept} of {lake.read('images', versions['images']).count()} images")
@@ -120,21 +122,27 @@ def is_made(lake: Lake, selection: str) -> bool:
     return not lake.read("decisions").where(F.col("selection") == selection).isEmpty()
 
 
-def decide(known: DataFrame, settings: Select) -> DataFrame:
-    """facts.gather rows -> (image_id, kept, failed, score), deterministic in the seed."""
+def decide(known: DataFrame, settings: Select, keep: Keep = lambda rows, _: rows) -> DataFrame:
+    """facts.gather rows -> (image_id, kept, failed, score), deterministic in the seed.
+
+    keep: (rows, name) -> the same rows, written down, where the caller can: each cap and the limit read them several times.
+    """
     rules = (OPTED_OUT, *settings.rules)
     failures = F.filter(F.array(*[_failure(rule) for rule in rules]).cast(FAILED), lambda failed: failed.isNotNull())
     denied = _failure(DENIED)  # nothing else is told of such an image
     failed = F.when(denied.isNotNull(), F.array(denied).cast(FAILED)).otherwise(failures)
     asked = [F.col(value).alias(f"of_{value}") for value in _of_caps(settings.caps)]
     rows = known.select("image_id", failed.alias("failed"), F.col("score").cast("int").alias("score"), *asked)
-    for cap in settings.caps:
-        rows = _capped(rows, cap, settings.seed)
+    if settings.caps or settings.limit is not None:
+        rows = keep(rows, "judged")
+    for number, cap in enumerate(settings.caps):
+        rows = keep(_capped(rows, cap, settings.seed), f"cap-{number}")
     rows = rows.select("image_id", "failed", "score")
     if settings.limit is not None:
         draw = F.xxhash64(F.lit(settings.seed), "image_id")
-        last = _threshold(rows.where(F.size("failed") == 0).select(draw.alias("draw")), settings.limit)
-        if last is not None:
+        left = rows.where(F.size("failed") == 0).select(F.lit("all").alias("group"), draw.alias("draw"))
+        if (row := _last(left, settings.limit).first()) is not None:
+            last = row["last"]
             over = _failed("limit", F.hex(draw), f"<= {settings.limit} images (draw {last})", F.lit(f"seed {settings.seed}"))
             beyond = (F.size("failed") == 0) & (draw > F.lit(last))
             rows = rows.withColumn("failed", F.when(beyond, F.array(over)).otherwise(F.col("failed")))
@@ -149,18 +157,15 @@ def _of_caps(caps: Sequence[Select.Cap]) -> list[str]:
 def _capped(rows: DataFrame, cap: Select.Cap, seed: int) -> DataFrame:
     """Rows with `failed` and the values of caps -> the same, where those beyond the cap of their group have failed it.
 
-    A group's at_most-th smallest draw is its threshold: ranked within each group by Spark, one number a group joined back. Images
-    without a group are one group, `none`.
+    A group's at_most-th smallest draw is its threshold, one number a group joined back. Images without a group are one group, `none`.
     """
     draw = F.xxhash64(F.lit(seed), "image_id")
     words = F.array(*[F.lit(word) for word in cap.words])
     mine = (F.size("failed") == 0) & F.coalesce(F.arrays_overlap(f"of_{cap.value}", words), F.lit(False))
     named = F.concat_ws(", ", f"of_{cap.per}") if cap.per is not None else F.lit("all")
     rows = rows.withColumns({"mine": mine, "draw": draw, "group": F.when(named == "", "none").otherwise(named)})
-    within = Window.partitionBy("group").orderBy("draw", "image_id")
-    ranked = rows.where("mine").select("group", "draw", F.row_number().over(within).alias("rank"))
-    last = ranked.where(F.col("rank") == max(cap.at_most, 1)).select("group", F.col("draw").alias("last"))
-    rows = rows.join(last, "group", "left")
+    last = _last(rows.where("mine"), max(cap.at_most, 1))
+    rows = rows.join(F.broadcast(last) if cap.per is None else last, "group", "left")  # one group: a shuffle by it would be one task
     beyond = F.col("mine") & (F.col("draw") > F.col("last") if cap.at_most else F.lit(True))
     per = f" a {cap.per}" if cap.per is not None else ""
     bound = F.concat(
@@ -171,16 +176,20 @@ def _capped(rows: DataFrame, cap: Select.Cap, seed: int) -> DataFrame:
     return rows.drop("mine", "draw", "group", "last")
 
 
-def _threshold(draws: DataFrame, limit: int) -> int | None:
-    """The limit-th smallest draw, or None when there are not so many. At most 65,536 counts and one of their groups reach the driver."""
-    group = F.shiftright("draw", 48)
-    left = limit
-    for row in draws.groupBy(group.alias("group")).count().orderBy("group").collect():
-        if left <= row["count"]:
-            inside = draws.where(group == row["group"]).orderBy("draw").limit(left).collect()
-            return int(inside[-1]["draw"])
-        left -= row["count"]
-    return None
+def _last(rows: DataFrame, at_most: int) -> DataFrame:
+    """(group, draw) -> group, `last`: its at_most-th smallest draw, of the groups that have so many. A group is counted in 65,536 ranges of
+    draws first, so that no task sorts more than one range of it.
+    """
+    ranged = rows.select("group", "draw", F.shiftright("draw", 48).alias("range"))
+    upto = F.sum("count").over(Window.partitionBy("group").orderBy("range"))
+    counted = ranged.groupBy("group", "range").count().withColumn("upto", upto)
+    before = F.col("upto") - F.col("count")
+    holding = counted.where((F.col("upto") >= at_most) & (before < at_most)).select(
+        "group", "range", (F.lit(at_most) - before).alias("nth")
+    )
+    inside = ranged.join(holding, ["group", "range"])
+    rank = F.row_number().over(Window.partitionBy("group").orderBy("draw"))
+    return inside.withColumn("rank", rank).where(F.col("rank") == F.col("nth")).select("group", F.col("draw").alias("last"))
 
 
 TABLES: dict[str, Projection] = {

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings, load_encoder
-from jobs import centres
+from jobs import centres, deny_lists
 from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import style_centres
@@ -32,7 +32,8 @@ class Sample(NamedTuple):
 
 def draw(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, vector, draw) of a little more than `styles.sample` images: those below a bound of the draw."""
-    drawn = centres.vectors(lake, settings).withColumn("draw", F.xxhash64(F.lit(settings.styles.seed), "image_id"))
+    mine = deny_lists.allowed(lake, centres.vectors(lake, settings))
+    drawn = mine.withColumn("draw", F.xxhash64(F.lit(settings.styles.seed), "image_id"))
     wanted, total = settings.styles.sample, drawn.count()
     share = (wanted + 6 * wanted**0.5 + 50) / max(total, 1)  # six standard deviations: fewer come out once in a billion draws
     return drawn if share >= 1 else drawn.where(F.col("draw") <= F.lit(int(share * 2**64) - 2**63))

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest
-from jobs import centres, command, embedding, fitted, occurrences, snapshot, waves
+from jobs import centres, command, deny_lists, embedding, fitted, occurrences, snapshot, waves
 from jobs import pages as html
 from jobs.centres import Set
 from jobs.lake import Lake
@@ -32,7 +32,7 @@ from udfs.reject import Reject
 NAME = "style-sheets"
 MOST = 64  # clusters that are drawn
 NONE = "none"  # the page of images that are too far from every centre
-FOLDER = "sheets"  # of the run's artifacts
+FOLDER = "sheets"  # of the run's artifacts; jobs/artifacts.py deletes what lies in a folder of this name
 PAGE = re.compile(r"(style_cluster_\d+|none)\.jpg|index\.html")
 TOP = 3  # sources and tags that a page names
 
@@ -41,14 +41,10 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, chosen: Set | N
     """`chosen`: the centre set where the caller has resolved it."""
     chosen = chosen or centres.current(settings)
     rows = assigned(lake, settings, chosen)
-    summed = rows.agg(
-        F.count("*").alias("n"), snapshot.content(["image_id", "page", "state", "distance", "margin"]).alias("content")
-    ).first()
-    assert summed is not None
-    if summed["n"] == 0:
+    identity = identity_of(settings, chosen, rows)
+    if identity is None:
         raise Mistake(f"style sheets: no image has a style by {chosen.name} yet; run the stage assign_styles first")
-    identity = digest(kernel.SHEET_VERSION, chosen.name, settings.styles.images_per_sheet, summed["n"], str(summed["content"]))
-    index = f"{folder(settings)}/index.html"
+    index = index_of(settings)
     if html.is_current(lake, index, identity):
         print(f"{NAME}: nothing to do, {index.removeprefix('file://')} is up to date")
         return
@@ -61,6 +57,27 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, chosen: Set | N
     print(f"{NAME}: {len(pages)} pages, {index.removeprefix('file://')}", flush=True)
 
 
+def identity_of(settings: Settings, chosen: Set, rows: DataFrame) -> str | None:
+    """Assigned rows -> what the sheets of them are known by; None: there are no rows."""
+    content = snapshot.content(["image_id", "page", "state", "distance", "margin"]).alias("content")
+    summed = rows.agg(F.count("*").alias("n"), content).first()
+    assert summed is not None
+    if summed["n"] == 0:
+        return None
+    return digest(kernel.SHEET_VERSION, chosen.name, settings.styles.images_per_sheet, summed["n"], str(summed["content"]))
+
+
+def are_current(lake: Lake, settings: Settings, chosen: Set) -> bool:
+    """Whether the pages show what is assigned by this set now; older ones may show an image that was denied since."""
+    identity = identity_of(settings, chosen, assigned(lake, settings, chosen))
+    return identity is not None and html.is_current(lake, index_of(settings), identity)
+
+
+def index_of(settings: Settings) -> str:
+    """URI of the page that links to the others."""
+    return f"{folder(settings)}/index.html"
+
+
 def folder(settings: Settings) -> str:
     """URI of the folder of the pages."""
     beside = settings.report.path.rpartition("/")[0]
@@ -70,9 +87,8 @@ def folder(settings: Settings) -> str:
 def assigned(lake: Lake, settings: Settings, chosen: Set) -> DataFrame:
     """-> (image_id, page, state, distance, margin, next) of every image by this set, but for denied ones; page: a cluster's id, or `none`."""
     told = centres.fingerprint(chosen, settings)
-    denied = lake.read("rejects").where(F.col("code") == "denied").select("image_id").distinct()
     page = F.when(F.col("state") == "none", NONE).otherwise(F.col("nearest").cast("string"))
-    rows = lake.read("styles").where(F.col("fingerprint") == told).join(denied, "image_id", "left_anti")
+    rows = deny_lists.allowed(lake, lake.read("styles").where(F.col("fingerprint") == told))
     return rows.select("image_id", page.alias("page"), "state", "distance", "margin", F.col("top")[1]["cluster"].alias("next"))
 
 

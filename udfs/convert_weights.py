@@ -79,8 +79,8 @@ def map_csd(state: Mapping[str, Stored]) -> Mapped:
     shapes = _visual_shapes(width, patch, tokens, len(layers)) | {"style_projection": (width, out)}
     _expect_names(tensors, set(shapes))
     _expect_shapes(tensors, shapes)
-    grid = round((tokens - 1) ** 0.5)
-    if grid**2 != tokens - 1:
+    grid = round(max(0, tokens - 1) ** 0.5)
+    if tokens < 2 or grid**2 != tokens - 1:
         raise ValueError(f"positional_embedding: {tokens} tokens are no square grid and one class token")
     left_out = [name for name in plain if name != "last_layer_style" and (not name.startswith("backbone.") or name == "backbone.proj")]
     return Mapped(tensors, left_out, {"width": width, "layers": len(layers), "patch": patch, "image_size": grid * patch, "projection": out})

@@ -23,7 +23,7 @@ from udfs.onnx_file import open_session
 if TYPE_CHECKING:
     from rapidocr_onnxruntime import RapidOCR
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 2  # 2: a picture is looked at as large as `prepare` leaves it; before, the library made its longer side 2000
 LIBRARIES = ("rapidocr-onnxruntime",)
 PREPROCESSING = "at most image_size squared pixels and four times image_size a side (bicubic, never enlarged), BGR"
 FINDER, READER = "ch_PP-OCRv4_det_infer.onnx", "ch_PP-OCRv4_rec_infer.onnx"
@@ -43,11 +43,14 @@ def load(detector: Mapping[str, Any], device: str) -> Reader:
     if detector["weights"] is not None or detector["vocabulary"] is not None:
         raise ValueError(f"detector {detector['name']!r}: weights, vocabulary: kernel text has those of its library; give none")
     import rapidocr_onnxruntime as library
+    from rapidocr_onnxruntime.ch_ppocr_det.utils import DetPreProcess
 
     longest = 4 * (detector["image_size"] or SIZE)
     threads = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
     # one region at a time: as fast on one thread, six long lines would take 250 MB, and a line is read the same whatever stands beside it
-    engine = library.RapidOCR(**threads, det_limit_type="max", det_limit_side_len=longest)
+    engine = library.RapidOCR(**threads)
+    # `prepare` has bounded the picture; the library's own bound is 2000 pixels, whatever it is told
+    engine.text_det.get_preprocess = lambda _: DetPreProcess(longest, "max", engine.text_det.mean, engine.text_det.std)
     engine.text_rec.rec_batch_num = 1
     if device != "cpu":  # the library knows one GPU, and goes on without it where it has none
         models = Path(library.__file__).parent / "models"

@@ -6,6 +6,7 @@ torch nor the tower's library. bf16 and GPUs are torch's, by torch.compile where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +26,7 @@ class How(NamedTuple):
     """How a worker runs its towers.
 
     device: "cpu" or "cuda:N"; precision: "fp32" or "bf16"; engine: "torch" or "onnxruntime"; cache: folder of exported graphs, None: one of
-    this user in the temporary folder; threads: of the CPU, None: the engine's own choice.
+    this user in the temporary folder; threads: of the CPU, None: OMP_NUM_THREADS, which Spark sets to a task's cores, else the engine's choice.
     """
 
     device: str
@@ -49,12 +50,13 @@ def fingerprint(engine: str, compiled: bool) -> str:
 
 def load(tower: Any, encoder: Mapping[str, Any], how: How) -> Any:
     """(module udfs.tower_*, conf.enrichment.Encoder as a dict, How) -> what the tower's `encode` takes."""
-    if encoder["model"] is None:  # no weights: nothing for an engine to do
+    if not has_weights(encoder):  # nothing for an engine to do
         return tower.load(encoder, how.device, how.precision)
     if how.engine == "onnxruntime":
         if how.precision != "fp32":
             raise ValueError(f"engine: onnxruntime runs the towers in fp32, given precision {how.precision}; take engine torch")
-        return Graph(open_session(export_tower.exported(encoder, how.cache), how.device, threads=how.threads))
+        threads = how.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None  # torch reads it by itself, onnxruntime does not
+        return Graph(open_session(export_tower.exported(encoder, how.cache), how.device, threads=threads))
     import torch
 
     if how.threads is not None:
@@ -62,6 +64,11 @@ def load(tower: Any, encoder: Mapping[str, Any], how: How) -> Any:
     model = tower.load(encoder, how.device, how.precision)
     # dynamic: the last batch of a task is smaller, and a new size would compile for a minute
     return torch.compile(model, dynamic=True) if how.compile else model
+
+
+def has_weights(encoder: Mapping[str, Any]) -> bool:
+    """Whether the tower is a torch module. A model alone may have weights: open_clip's hf-hub:owner/name."""
+    return encoder["model"] is not None or encoder["weights"] is not None
 
 
 def vectors(model: torch.nn.Module | Graph, batch: np.ndarray) -> np.ndarray:

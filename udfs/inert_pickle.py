@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+STEPS = 1_000_000  # instructions: a byte of one may make an object of 200; a ViT-L with its optimizer has some ten thousand
+LARGE = 2**60  # whole numbers from here on may be chosen to have one hash: as keys they would take quadratic time
 COPIED = 1_000_000  # items that containers are made from, in all: a pickle may copy one long list again and again
 # names that stand in no honest file of data: the alarm, not the lock
 ALARM = re.compile(
@@ -76,7 +78,9 @@ class _Machine:
         self.unknown: set[str] = set()
 
     def run(self, pickled: bytes) -> Any:
-        for opcode, argument, place in pickletools.genops(pickled):
+        for step, (opcode, argument, place) in enumerate(pickletools.genops(pickled)):
+            if step >= STEPS:
+                raise Refused(f"it has more than {STEPS} instructions")
             if opcode.name in VALUES:
                 self._stack.append(argument)
             elif opcode.name in CONSTANTS:
@@ -229,6 +233,8 @@ def _hashable(keys: Iterable[Any]) -> list[Any]:
         for one in key if type(key) is tuple else (key,):
             if type(one) not in (str, int, float, bool, bytes, type(None), Named, Foreign):
                 raise Refused(f"it has a key of type {type(one).__name__}")
+            if type(one) is int and abs(one) >= LARGE:
+                raise Refused(f"it has a key of {one.bit_length()} bits")
     return told
 
 

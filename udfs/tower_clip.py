@@ -45,7 +45,7 @@ def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Mo
     state = None if encoder["weights"] is None else read(encoder)  # first: a wrong file is found before heavy imports
     config = architecture(encoder, encoder["config"])
     check_sizes(encoder, config["embed_dim"], config)
-    if state is None and encoder["pretrained"] is None and ":" not in encoder["model"]:  # hf-hub:owner/name has its own
+    if state is None and encoder["pretrained"] is None and ":" not in (encoder["model"] or ""):  # hf-hub:owner/name has its own
         raise ValueError(f"encoder {encoder['name']!r}: give weights (a safetensors file and its sha256) or pretrained (open_clip's tag)")
     if state is not None:
         tower = fill(skeleton(config, precision), state, encoder)

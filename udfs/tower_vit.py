@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from udfs.engine import Graph, normalised, vectors
-from udfs.tower_clip import cropped, fill, read
+from udfs.tower_clip import cropped, read
 
 if TYPE_CHECKING:
     import torch
@@ -27,21 +27,32 @@ MEAN = np.array((0.485, 0.456, 0.406), np.float32)[:, None, None]
 STD = np.array((0.229, 0.224, 0.225), np.float32)[:, None, None]
 
 
+BESIDE = ("pooler.", "classifier.", "head.", "lm_head.", "decoder.")  # of a file that holds more than the tower
+
+
 def load(encoder: Mapping[str, Any], device: str, precision: str) -> torch.nn.Module:
     """(conf.enrichment.Encoder as a dict, "cpu" or "cuda:1", "fp32" or "bf16") -> the tower, in eval mode on the device. Raises ValueError."""
     import torch
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     config = _configuration(encoder)
     if encoder["weights"] is None:
         raise ValueError(f"encoder {encoder['name']!r}: weights: kernel vit needs a safetensors file and its sha256")
-    with torch.device("meta"):  # no random initialisation
-        model = AutoModel.from_config(config)
-    state = read(encoder)
-    # the file may hold a head or sit under the architecture's name, where it was saved as a classifier
-    prefix = f"{model.base_model_prefix}."
-    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.removeprefix(prefix) in model.state_dict()}
-    tower = fill(model, inside, encoder)
+    with torch.device("meta"):
+        kind: Any = type(AutoModel.from_config(config))
+    whose = f"encoder {encoder['name']!r}: weights {encoder['weights']}: not the visual tower of {encoder['model']}"
+    try:  # transformers' own way: it knows the names under which older versions saved, and a classifier's prefix
+        tower, told = kind.from_pretrained(None, config=config, state_dict=read(encoder), dtype=torch.float32, output_loading_info=True)
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"{whose}: {' '.join(str(error).split())[:300]}") from error
+    lacking = sorted(name for name in told["missing_keys"] if not name.startswith("pooler."))  # the pooler comes after the class token
+    inside = (name.removeprefix(f"{kind.base_model_prefix}.") for name in told["unexpected_keys"])
+    unknown = sorted(name for name in inside if not name.startswith(BESIDE) and not name.endswith("mask_token"))
+    if lacking or unknown:
+        raise ValueError(f"{whose}: it lacks {lacking[:4]}, unknown are {unknown[:4]}; give the values of its config.json in `config`")
     return _class_token(tower).to(device, torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False).eval()
 
 

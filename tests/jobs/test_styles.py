@@ -222,7 +222,7 @@ def test_the_reports_section_tells_states_measures_and_links_to_the_pages(build:
 
 def test_a_style_added_from_images_takes_the_next_id_and_leaves_the_others_as_they_were(build: Build, said: Said) -> None:
     before, parent = build.rows(), centres.current(build.settings)
-    names = ["00.png", str(build.folder / "images/01.png"), sorted(before)[0]]
+    names = ["00.png", str(build.folder / "images/01.png"), sorted(before)[1]]
     add_style.run(build.lake, build.settings, names, note="mine")
     assert "style-centres:2 is the champion" in said()
     child = centres.current(build.settings)

@@ -222,6 +222,11 @@ PICKLES = {
     "a memo of four billion": (b"\x80\x02]r\xff\xff\xff\xff.", "given a list"),
     "a reference to nowhere": (b"\x80\x02X\x01\x00\x00\x00xQ.", "refers to something outside that is no storage"),
     "a bare persistent id": (b"Px\n.", "instruction PERSID"),
+    "keys of one hash": (
+        b"\x80\x02}(" + b"".join(b"\x8a\x09" + (k * (2**61 - 1)).to_bytes(9, "little") + b"N" for k in range(1, 64)) + b"u.",
+        r"a key of 6\d bits",
+    ),
+    "a million sets": (b"\x80\x04(" + b"\x8f" * 1_000_001 + b"t.", "more than 1000000 instructions"),
     "tuples without end as a key": (b"\x80\x02}" + b")" + b"\x85" * 150_000 + b"K\x01s.", "a key of type tuple"),
     "a tuple of itself twice, forty times": (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "a key of type tuple"),
     "a text of an exabyte": (b"\x80\x04\x8d" + b"\xff" * 6 + b"\x00\x00abc.", "no whole pickle"),

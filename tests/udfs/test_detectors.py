@@ -209,6 +209,12 @@ def test_text_is_read_with_its_place_whatever_the_size_it_is_looked_at(reader: d
     assert read(reader, picture(4, (300, 300))) == []
 
 
+def test_a_strip_is_looked_at_as_wide_as_it_was_prepared(reader: detector_text.Reader) -> None:
+    strip = Image.new("RGB", (3840, 30), "white")
+    ImageDraw.Draw(strip).text((20, 4), "Studbook 2026", fill="black", font=ImageFont.load_default(20))
+    assert [region["text"].replace(" ", "") for region in read(reader, strip)] == ["Studbook2026"]
+
+
 @pytest.mark.parametrize("size", [(60_000, 8), (8, 60_000), (1, 1), (3000, 3000), (9000, 90)])
 def test_the_reader_takes_any_shape_in_bounded_time_and_says_nothing(
     reader: detector_text.Reader, size: tuple[int, int], capfd: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, Dinov2ForImageClassification
+from transformers import AutoConfig, AutoModel, Dinov2ForImageClassification, ViTForImageClassification
 
 from conf.enrichment import Encoder
 from udfs import engine, export_tower, tower_vit
@@ -31,8 +31,8 @@ def saved(folder: Path, model: str, config: dict[str, Any]) -> tuple[Any, Path]:
     tower = AutoModel.from_config(AutoConfig.for_model(model, **config)).eval()
     for weight in tower.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, folder / f"{model}.safetensors")
-    return tower, folder / f"{model}.safetensors"
+    tower.save_pretrained(folder / model)  # under the names that files on the hub have
+    return tower, folder / model / "model.safetensors"
 
 
 def batch(side: int) -> np.ndarray:
@@ -55,14 +55,20 @@ def test_the_vector_is_the_class_token_under_torch_and_as_a_graph(tmp_path: Path
     assert (rounded * expected).sum(1).min() > 0.99
 
 
-def test_a_file_of_the_whole_classifier_gives_its_tower(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("dinov2", **DINO)
-    classifier = Dinov2ForImageClassification(config).eval()
-    save_file(classifier.state_dict(), tmp_path / "whole.safetensors")
-    tower = tower_vit.load(encoder(tmp_path / "whole.safetensors", "dinov2", DINO, 42), "cpu", "fp32")
+@pytest.mark.parametrize(
+    ("model", "config", "side", "kind"), [("dinov2", DINO, 42, Dinov2ForImageClassification), ("vit", VIT, 28, ViTForImageClassification)]
+)
+def test_a_file_of_the_whole_classifier_gives_its_tower_under_any_of_its_names(
+    tmp_path: Path, model: str, config: dict[str, Any], side: int, kind: Any
+) -> None:
+    classifier = kind(AutoConfig.for_model(model, **config)).eval()
+    classifier.save_pretrained(tmp_path)  # the hub's names
+    save_file(classifier.state_dict(), tmp_path / "today.safetensors")  # those of this version of transformers
     with torch.inference_mode():
-        expected = classifier.dinov2(pixel_values=torch.from_numpy(batch(42))).last_hidden_state[:, 0]
-        assert torch.allclose(tower(torch.from_numpy(batch(42))), expected, atol=1e-5)
+        expected = getattr(classifier, model)(pixel_values=torch.from_numpy(batch(side))).last_hidden_state[:, 0]
+        for path in (tmp_path / "model.safetensors", tmp_path / "today.safetensors"):
+            tower = tower_vit.load(encoder(path, model, config, side), "cpu", "fp32")
+            assert torch.allclose(tower(torch.from_numpy(batch(side))), expected, atol=1e-5)
 
 
 def test_preparing_is_dinov2s_own_transform() -> None:
@@ -89,7 +95,9 @@ def test_a_wrong_encoder_is_refused_by_name(tmp_path: Path) -> None:
         ({"width": 16}, "width: given 16, but its config has 32"),
         ({"image_size": 43}, "image_size: given 43, patches have 14"),
         ({"weights": None, "sha256": None}, "needs a safetensors file"),
-        ({"config": DINO | {"num_hidden_layers": 3}}, "not the visual tower of dinov2"),
+        ({"config": DINO | {"num_hidden_layers": 3}}, "it lacks"),
+        ({"config": DINO | {"num_hidden_layers": 1}}, "unknown are"),
+        ({"config": DINO | {"patch_size": 7}}, "not the visual tower of dinov2"),
     ):
         with pytest.raises(ValueError, match=message):
             tower_vit.load(told | change, "cpu", "fp32")
