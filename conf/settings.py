@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from conf.build import Export, Ingest, Label, Lake, Limits, Mlflow, Report, Select, Spark, Store, Training, Waves
+from conf.captions import Captions, Prices, PromptFile
 from conf.enrichment import Calibrate, Classify, ClassLabels, Deny, Detector, Embed, Encoder, Flags, Score, Styles
 from conf.loops import TrainClassifier, TrainDiffusion, TrainScorer
 from conf.section import Frozen, Mistake
@@ -54,6 +55,7 @@ class Settings(Frozen):
     classify: tuple[Classify, ...] = ()
     flags: Flags = Flags()
     deny: Deny = Deny()
+    captions: Captions = Captions()
     select: Select
     export: Export
     report: Report
@@ -88,6 +90,25 @@ def load_encoder(name: str) -> Encoder:
 def load_detector(name: str) -> Detector:
     """Name of a file in conf/detectors, or a path -> Detector. Raises Mistake when there is none."""
     return _load_model(Detector, "detector", name)
+
+
+def load_prompt(name: str) -> PromptFile:
+    """Name of a file in conf/prompts, or a path -> PromptFile. Raises Mistake when there is none."""
+    return _check(PromptFile, *_find("captions.prompt", HERE / "prompts", name))
+
+
+def load_prices(name: str) -> Prices:
+    """Name of a file in conf/, or a path -> Prices. Raises Mistake when there is none."""
+    return _check(Prices, *_find("captions.prices", HERE, name))
+
+
+def _find(key: str, folder: Path, name: str) -> tuple[dict[str, Any], str]:
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise Mistake(
+            f"{key}: given {name!r}, and there is no file at {path}; allowed {sorted(p.stem for p in folder.glob('*.yaml'))} or a path"
+        )
+    return _read(path), str(path)
 
 
 def _load_model(kind: type[Model], what: str, name: str) -> Model:

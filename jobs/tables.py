@@ -137,6 +137,29 @@ TABLES: dict[str, Table] = {
             ),
         ),
         Table(
+            # a text of one kind (short, medium, long, style, tags, ocr) by one engine under one prompt; part: of a kind with several texts (ocr: a
+            # region each), else 0. request: key of the call that gave it. tokens: by `tokenizer`
+            "captions",
+            f"{IMAGE_ID}, fingerprint STRING NOT NULL, kind STRING NOT NULL, part INT NOT NULL, text STRING NOT NULL, language STRING NOT NULL, "
+            "tokens INT NOT NULL, tokenizer STRING NOT NULL, engine STRING NOT NULL, model STRING NOT NULL, prompt STRING NOT NULL, "
+            f"tier STRING NOT NULL, request STRING NOT NULL, {RUN}",
+            ("image_id", "fingerprint", "kind", "part"),
+            (
+                _ID_CHECK,
+                ("kind_is_known", "kind IN ('short', 'medium', 'long', 'style', 'tags', 'ocr')"),
+                ("has_text", "text != '' AND part >= 0 AND tokens > 0"),
+            ),
+        ),
+        Table(
+            # the ledger: one settled try of a request. attempt: wave/partition/attempt of the task. usd in nano-dollars (10^-9)
+            "caption_calls",
+            f"request STRING NOT NULL, try INT NOT NULL, attempt STRING NOT NULL, {IMAGE_ID}, fingerprint STRING NOT NULL, engine STRING NOT NULL, "
+            "model STRING NOT NULL, tier STRING NOT NULL, outcome STRING NOT NULL, code STRING NOT NULL, prompt_tokens BIGINT, image_tokens BIGINT, "
+            f"output_tokens BIGINT, thought_tokens BIGINT, estimated BOOLEAN NOT NULL, nano_usd BIGINT NOT NULL, seconds FLOAT NOT NULL, {RUN}",
+            ("request", "try", "attempt"),
+            (_ID_CHECK, ("costs_nothing_or_more", "nano_usd >= 0")),
+        ),
+        Table(
             "decisions",
             f"selection STRING NOT NULL, {IMAGE_ID}, kept BOOLEAN NOT NULL, "
             f"failed ARRAY<STRUCT<rule: STRING, value: STRING, bound: STRING, version: STRING>> NOT NULL, {RUN}",

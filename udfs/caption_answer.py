@@ -185,7 +185,12 @@ def _of_part(part: str, value: Any, rules: Rules, count: Callable[[str], int]) -
 
 
 def _of_words(
-    part: str, text: str, banned: re.Pattern[str] | None, known: set[tuple[str, ...]], denied: Mapping[str, Sequence[str]], tags: Sequence[str]
+    part: str,
+    text: str,
+    banned: re.Pattern[str] | None,
+    known: set[tuple[str, ...]],
+    denied: Mapping[str, Sequence[str]],
+    tags: Sequence[str],
 ) -> Fault | None:
     if found := _MARKUP.search(text):
         return Fault(part, "markup", repr(found.group()[:40]))

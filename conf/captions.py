@@ -1,0 +1,138 @@
+"""The section `captions`: who captions which images, at which length and price; and its data, prompts and prices."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from conf.build import Select
+from conf.section import Device, Frozen, Name, Positive
+
+Tokens = Annotated[int, Field(ge=0)]
+Usd = Annotated[float, Field(ge=0)]
+Part = Literal["short", "medium", "long", "style", "tags", "ocr"]
+PAID = ("gemini", "gemini-batch")
+STAND_IN = "utf8-bytes/4"
+
+
+class Key(Frozen):
+    """Where a worker finds a secret; the secret itself never stands in a config."""
+
+    environment: str | None = None
+    databricks_scope: str | None = None
+    databricks_key: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> Key:
+        if (self.environment is None) == (self.databricks_scope is None) or (self.databricks_scope is None) != (
+            self.databricks_key is None
+        ):
+            raise ValueError("key: give environment, or databricks_scope and databricks_key")
+        return self
+
+
+class Captioner(Frozen):
+    """One engine and how it is asked."""
+
+    engine: Literal["gemini", "gemini-batch", "openai", "internvl", "tags"]
+    model: str | None = None  # gemini, openai: the service's name; internvl: a local `-hf` folder
+    key: Key | None = None
+    base_url: str | None = None  # openai: of the server; gemini: None is the service's own
+    api_version: str = "v1"
+    media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
+    safety: Literal["off", "none", "default"] = "off"  # gemini: thresholds of the adjustable filters
+    max_output_tokens: Positive = 4_096  # thoughts among them
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    tries: Positive = 5  # of one request that may succeed later
+    repairs: Annotated[int, Field(ge=0, le=1)] = 1  # more requests after an answer that was refused
+    in_flight: Positive = 64  # requests of one task
+    requests_per_minute: Positive | None = None  # of the whole job; None: no limit of ours
+    max_side: Positive = 1_536  # pixels of the longer side that are sent
+    device: Device = "cpu"  # internvl
+    batch_size: Positive = 8  # internvl
+    max_patches: Positive = 1  # internvl: tiles of an image, 256 tokens each
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> Captioner:
+        if self.engine != "tags" and self.model is None:
+            raise ValueError(f"engine {self.engine}: model: required, not given")
+        if self.engine in PAID and self.key is None:
+            raise ValueError(f"engine {self.engine}: key: required, not given; e.g. {{environment: GEMINI_API_KEY}}")
+        if self.engine == "openai" and self.base_url is None:
+            raise ValueError("engine openai: base_url: required, not given; e.g. http://127.0.0.1:8000/v1")
+        return self
+
+
+class Tier(Frozen):
+    """Images that pass all `rules` (as in `select`) and are in no earlier tier -> who captions them, and with which parts."""
+
+    name: Name
+    captioner: Name
+    rules: tuple[Select.Rule, ...] = ()
+    parts: tuple[Part, ...] = Field(default=("short", "medium", "long", "style", "tags", "ocr"), min_length=1)
+
+
+class Captions(Frozen):
+    prompt: str = "studbook-1"  # a file in conf/prompts, or the path of one
+    prices: str = "prices"  # a file in conf/, or the path of one
+    budget_usd: Usd = 0.0  # of all paid calls of this lake, ever; 0: no paid call is made
+    tokenizer: str = STAND_IN  # a folder with a tokenizer.json (the text encoder's own), or the stand-in
+    tokenizer_sha256: str | None = None
+    near_duplicates_share: bool = False  # images with one perceptual hash get one image's answer
+    captioners: dict[Name, Captioner] = {"tags": Captioner(engine="tags")}
+    tiers: tuple[Tier, ...] = (Tier(name="all", captioner="tags", parts=("short", "medium", "tags", "ocr")),)
+
+    @model_validator(mode="after")
+    def _tiers_name_captioners(self) -> Captions:
+        if unknown := sorted({tier.captioner for tier in self.tiers} - set(self.captioners)):
+            raise ValueError(f"tiers: given the captioners {unknown}, captioners has {sorted(self.captioners)}")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tiers: names must be unique, given {names}")
+        if self.tokenizer != STAND_IN and self.tokenizer_sha256 is None:
+            raise ValueError(f"tokenizer: needs tokenizer_sha256 (`sha256sum {self.tokenizer}/tokenizer.json`)")
+        return self
+
+
+class PromptFile(Frozen):
+    """One version of the words that captioners are asked with, as conf/prompts/NAME.yaml says it."""
+
+    name: Name
+    system: str
+    content: str
+    style: str
+    rest: str
+    notes: str
+    repair: str
+    banned: tuple[str, ...]
+    bands: dict[Literal["short", "medium", "long", "style"], tuple[Tokens, Tokens]]
+    most_composed: Positive
+    most_tags: Positive
+    most_ocr: Positive
+    language: str = "en"
+    contradictions: dict[str, tuple[str, ...]] = {}  # tag -> words that deny it
+
+    @model_validator(mode="after")
+    def _has_its_places(self) -> PromptFile:
+        if "{notes}" not in self.notes or "{why}" not in self.repair:
+            raise ValueError("notes needs {notes} and repair {why}: where what is known, and what was wrong, is put")
+        if lacking := [name for name in ("short", "medium", "long", "style") if name not in self.bands]:
+            raise ValueError(f"bands: says nothing of {lacking}")
+        return self
+
+
+class Price(Frozen):
+    """USD for a million tokens. batch: the share of it that Batch mode costs."""
+
+    input: Usd
+    output: Usd
+    batch: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Prices(Frozen):
+    date: date
+    source: str
+    models: dict[str, Price]
+    image_tokens: dict[str, dict[Literal["low", "medium", "high"], Tokens]]  # prefix of a model's name -> tokens of an image
