@@ -157,24 +157,14 @@ def _of_part(part: str, value: Any, rules: Rules, count: Callable[[str], int]) -
     is_list = part in LISTS
     if not isinstance(value, list if is_list else str) or (is_list and not all(isinstance(one, str) for one in value)):
         return Fault(part, "wrong_type", f"{type(value).__name__}, expected {'a list of strings' if is_list else 'a string'}")
-    texts = value if is_list else [value]
-    for one in texts:
-        for character in one:
-            if "\ud800" <= character <= "\udfff":
-                return Fault(part, "half_character", f"U+{ord(character):04X}")
-            if unicodedata.category(character) == "Cc" and character not in "\n\r\t":
-                return Fault(part, "control", f"U+{ord(character):04X}")
+    if found := _of_characters(part, value if is_list else [value]):
+        return found
     if part == "language":
         if not _LANGUAGE.fullmatch(value):
             return Fault(part, "language", f"{value[:20]!r} is no ISO 639-1 code")
         return None if value == rules.language else Fault(part, "language", f"{value}, asked was {rules.language}")
     if is_list:
-        most = rules.most_tags if part == "tags" else rules.most_ocr
-        if len(value) > most:
-            return Fault(part, "too_many", f"{len(value)}, at most {most}")
-        if longest := max((len(one) for one in value if len(one) > LONGEST_ITEM), default=0):
-            return Fault(part, "too_long", f"an item of {longest} characters, at most {LONGEST_ITEM}")
-        return Fault(part, "empty", "no tag") if part == "tags" and not any(one.strip() for one in value) else None
+        return _of_list(part, value, rules.most_tags if part == "tags" else rules.most_ocr)
     if not value.strip():
         return Fault(part, "empty", "no word")
     fewest, most = rules.bands[part]
@@ -182,6 +172,23 @@ def _of_part(part: str, value: Any, rules: Rules, count: Callable[[str], int]) -
     if not fewest <= tokens <= most:
         return Fault(part, "too_short" if tokens < fewest else "too_long", f"{tokens} tokens, expected {fewest} to {most}")
     return None
+
+
+def _of_characters(part: str, texts: Sequence[str]) -> Fault | None:
+    for character in (one for text in texts for one in text):
+        if "\ud800" <= character <= "\udfff":
+            return Fault(part, "half_character", f"U+{ord(character):04X}")
+        if unicodedata.category(character) == "Cc" and character not in "\n\r\t":
+            return Fault(part, "control", f"U+{ord(character):04X}")
+    return None
+
+
+def _of_list(part: str, value: Sequence[str], most: int) -> Fault | None:
+    if len(value) > most:
+        return Fault(part, "too_many", f"{len(value)}, at most {most}")
+    if longest := max((len(one) for one in value if len(one) > LONGEST_ITEM), default=0):
+        return Fault(part, "too_long", f"an item of {longest} characters, at most {LONGEST_ITEM}")
+    return Fault(part, "empty", "no tag") if part == "tags" and not any(one.strip() for one in value) else None
 
 
 def _of_words(
