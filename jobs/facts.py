@@ -7,7 +7,7 @@ there (NULL), which fails every rule but `none_of`; a row with nothing to tell (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -70,9 +70,9 @@ def used(select: Select) -> list[str]:
     return sorted(asked | {"opt_out", "denied", "score"})
 
 
-def tables_used(select: Select) -> list[str]:
-    """-> the tables of MADE that a selection asks."""
-    versions = {(NUMBERS | WORDS)[name] for name in used(select)}
+def tables_used(values: Iterable[str]) -> list[str]:
+    """-> the tables of MADE that values live in."""
+    versions = {(NUMBERS | WORDS)[name] for name in values}
     return [table for table, version in MADE.items() if version in versions]
 
 

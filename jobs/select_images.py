@@ -49,7 +49,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         if is_made(lake, selection):
             print(f"{NAME}: nothing to do, selection {selection} is there")
             return
-        decided = decide(facts.gather(lake, settings, scores, versions, made_by(settings)), settings.select, stage.freeze)
+        decided = decide(
+            facts.gather(lake, settings, scores, versions, made_by(settings, facts.used(settings.select))), settings.select, stage.freeze
+        )
         stage.run_whole(decided.withColumns({"selection": F.lit(selection), "name": F.lit(settings.select.name)}))
     kept = lake.read("selections").where(F.col("selection") == selection).count()
     print(f"{NAME}: selection {selection} keeps {kept} of {lake.read('images', versions['images']).count()} images")
@@ -58,7 +60,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
 def _demand(lake: Lake, settings: Settings, head: Head) -> None:
     """Raises Mistake when a stage has not given yet what the selection asks for: a missing value must not be a stage that was left out."""
     deny_lists.require_applied(lake, settings, "select")
-    asked = facts.tables_used(settings.select)
+    asked = facts.tables_used(facts.used(settings.select))
     outputs = [PIXELS, load_encoder(settings.encoder).name]
     outputs += [load_detector(name).name for name in settings.embed.detectors] if "flags" in asked else []
     outputs += [centres.encoder(settings)] if "styles" in asked else []
@@ -79,9 +81,9 @@ def _demand(lake: Lake, settings: Settings, head: Head) -> None:
         raise Mistake(f"select: rules or caps ask for {', '.join(asked)}, and images have none yet; run the stages {', '.join(late)} first")
 
 
-def made_by(settings: Settings) -> dict[str, str]:
-    """-> table of facts.MADE that the selection asks -> the fingerprint of the rows that count now."""
-    asked, told = facts.tables_used(settings.select), {}
+def made_by(settings: Settings, values: Sequence[str]) -> dict[str, str]:
+    """-> table of facts.MADE that the values live in -> the fingerprint of the rows that count now."""
+    asked, told = facts.tables_used(values), {}
     heads = _heads(settings) if {"flags", "classes"} & set(asked) else []
     if "flags" in asked:
         told["flags"] = flag.evidence(settings, heads).fingerprint
@@ -100,7 +102,7 @@ def _heads(settings: Settings) -> list[Head]:
 
 def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
     """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
-    made = made_by(settings)
+    made = made_by(settings, facts.used(settings.select))
     asked = digest(lake.root, settings.lake, *STANDING, settings.select, scores, embedding.outputs(settings)[PIXELS], made, versions)
     if asked not in _identities:  # a pass over the facts: several stages of one session ask the same
         _identities[asked] = _summed(facts.gather(lake, settings, scores, versions, made), settings, scores, made)
@@ -128,8 +130,8 @@ def decide(known: DataFrame, settings: Select, keep: Keep = lambda rows, _: rows
     keep: (rows, name) -> the same rows, written down, where the caller can: each cap and the limit read them several times.
     """
     rules = (OPTED_OUT, *settings.rules)
-    failures = F.filter(F.array(*[_failure(rule) for rule in rules]).cast(FAILED), lambda failed: failed.isNotNull())
-    denied = _failure(DENIED)  # nothing else is told of such an image
+    failures = F.filter(F.array(*[failure(rule) for rule in rules]).cast(FAILED), lambda failed: failed.isNotNull())
+    denied = failure(DENIED)  # nothing else is told of such an image
     failed = F.when(denied.isNotNull(), F.array(denied).cast(FAILED)).otherwise(failures)
     asked = [F.col(value).alias(f"of_{value}") for value in _of_caps(settings.caps)]
     rows = known.select("image_id", failed.alias("failed"), F.col("score").cast("int").alias("score"), *asked)
@@ -198,7 +200,7 @@ TABLES: dict[str, Projection] = {
 }
 
 
-def _failure(rule: Select.Rule) -> Column:
+def failure(rule: Select.Rule) -> Column:
     """NULL when the image passes, else what `decisions.failed` says of it."""
     value = F.col(rule.value)
     if rule.value in facts.NUMBERS:

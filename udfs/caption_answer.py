@@ -21,14 +21,14 @@ LARGEST = 65_536  # characters of an answer: 768 tokens a text are some 4,000
 LONGEST_ITEM = 2_000  # characters of a tag or of a region's text
 RUN = 8  # words in a row that a caption may not share with the prompt
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {name: {"type": "string"} for name in TEXTS}
-    | {name: {"type": "array", "items": {"type": "string"}} for name in LISTS}
-    | {"language": {"type": "string"}},
-    "required": list(PARTS),
-    "propertyOrdering": list(PARTS),
-}
+
+def schema(asked: Sequence[str] = PARTS) -> dict[str, Any]:
+    """-> the JSON schema of an answer with these parts, in the order of PARTS."""
+    text: dict[str, Any] = {"type": "string"}
+    names = [name for name in PARTS if name in asked]
+    properties = {name: {"type": "array", "items": text} if name in LISTS else text for name in names}
+    return {"type": "object", "properties": properties, "required": names, "propertyOrdering": names}
+
 
 _MARKUP = re.compile(r"</?[A-Za-z][^>\n]{0,200}>|```|\*\*|^\s{0,3}#{1,6}\s|\]\(|^\s*[-*]\s", re.MULTILINE)
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://|\bwww\.[a-z0-9-]+\.|\b[\w-]+\.(?:com|net|org|io)/", re.IGNORECASE)
@@ -88,12 +88,16 @@ CODES = (
 )
 
 
-def check(text: str, rules: Rules, count: Callable[[str], int], prompt: str = "", tags: Sequence[str] = ()) -> Checked:
-    """(answer, rules, tokens of a text, the instructions that were sent, tags that are known) -> its parts and faults. Raises nothing."""
+def check(
+    text: str, rules: Rules, count: Callable[[str], int], prompt: str = "", tags: Sequence[str] = (), asked: Sequence[str] = PARTS
+) -> Checked:
+    """(answer, rules, tokens of a text, the instructions that were sent, tags that are known, the parts that were asked for) -> its parts and
+    faults. Raises nothing.
+    """
     parts, faults = _parse(text)
     known = _runs(prompt)
     banned = _banned(rules.banned)
-    for part in PARTS:
+    for part in asked:
         if part not in parts:
             if not any(fault.part in (part, "answer") and fault.code != "cut" for fault in faults):
                 faults.append(Fault(part, "missing", "the answer ends before it" if faults else "not in the object"))
@@ -104,7 +108,7 @@ def check(text: str, rules: Rules, count: Callable[[str], int], prompt: str = ""
         if found is not None:
             faults.append(found)
             del parts[part]
-    return Checked({part: _plain(parts[part]) for part in PARTS if part in parts}, tuple(faults))
+    return Checked({part: _plain(parts[part]) for part in PARTS if part in parts and part in asked}, tuple(faults))
 
 
 def _plain(value: Any) -> Any:

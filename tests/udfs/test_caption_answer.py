@@ -109,3 +109,9 @@ def test_of_a_name_that_comes_twice_and_of_unknown_names_the_rest_is_read() -> N
 def test_a_missing_part_is_named() -> None:
     told = check({name: value for name, value in GOOD.items() if name != "style"})
     assert [(fault.part, fault.code) for fault in told.faults] == [("style", "missing")]
+
+
+def test_only_what_was_asked_is_expected_and_kept() -> None:
+    told = caption_answer.check(json.dumps(GOOD), RULES, words, asked=("short", "tags", "language"))
+    assert told.whole and told.parts.keys() == {"short", "tags", "language"}
+    assert caption_answer.schema(("tags", "short"))["required"] == ["short", "tags"]
