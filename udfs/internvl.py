@@ -77,6 +77,7 @@ def answers(requests: Sequence[Request], images: Sequence[bytes], limits: Mappin
     Rejects are those of udfs/decode.py, and out_of_memory for an image that does not fit alone. Raises ValueError when the folder is not what it
     should be.
     """
+    assert len(requests) == len(images), (len(requests), len(images))
     loaded = _load(how.folder, how.sha256, how.device, how.precision)
     model: Model = loaded.model
     results: dict[int, Reply | Reject] = {}
