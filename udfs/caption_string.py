@@ -16,9 +16,13 @@ def compose(score: int, rating: str, cluster: int | None, content: str, style: s
     """(bin 0..9, rating, style cluster or None, two captions, tags) -> the caption string. An image without a cluster, a style caption
     or tags has no such part: V7 had a cluster for every image, here `blocked` and `none` have none.
     """
-    assert 0 <= score <= 9 and rating and content, (score, rating, content)
-    parts = [f"score_{score},", f"rating_{rating},"]
-    if cluster is not None:
-        parts.append(f"style_cluster_{cluster},")
-    line = " ".join([*parts, *(text.strip() for text in (content, style) if text.strip())])
+    assert rating and content, (rating, content)
+    line = " ".join([*marks(score, rating, cluster), *(text.strip() for text in (content, style) if text.strip())])
     return line + ("\n" + ", ".join(tags).lower() if tags else "")
+
+
+def marks(score: int | None, rating: str | None, cluster: int | None) -> list[str]:
+    """-> `score_7,` `rating_safe,` `style_cluster_12,`: those that are known, in V7's order."""
+    assert score is None or 0 <= score <= 9, score
+    named = (("score", score), ("rating", rating), ("style_cluster", cluster))
+    return [f"{name}_{value}," for name, value in named if value is not None]

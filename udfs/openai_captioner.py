@@ -1,0 +1,139 @@
+"""The captioner behind an OpenAI-compatible server, such as vLLM that serves InternVL on a GPU cluster: chat completions over aiohttp, one HTTP
+request a try, and whatever happens is a Reply.
+
+No SDK: there is none in the project that does less. Redirects are not followed, which would carry the key to another host; bodies are read up to
+LARGEST_BODY; the image goes inside the request. The engine belongs to the event loop that first asks; it is made on the worker.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from udfs import openai_reply
+from udfs.caption_call import Reply, Usage
+from udfs.caption_request import Request
+
+LARGEST_BODY = 8 << 20  # bytes of an answer, unpacked
+IMAGE_TOKENS = 3_328  # of InternVL's 13 tiles: the most of an image at its default, where the options say nothing
+MARGIN = 64  # tokens of a prompt that are in no text: roles, separators
+NEEDED = ("base_url", "model", "max_output_tokens", "timeout")
+
+
+class _TooLarge(Exception):
+    """A body beyond LARGEST_BODY."""
+
+
+class OpenAiCaptioner:
+    """options: base_url (ends in /v1), model, max_output_tokens, timeout (seconds); or None: image_tokens (the most of an image), extra (members
+    of every request, such as vLLM's {"mm_processor_kwargs": {"max_dynamic_patch": 4}}). A request's own options come before them.
+    key: as text, "" for a server that asks none. ValueError: options that no request can be made of.
+    """
+
+    def __init__(self, options: Mapping[str, Any], key: str) -> None:
+        if missing := [name for name in NEEDED if not options.get(name)]:
+            raise ValueError(f"engine options without {', '.join(missing)}")
+        if urlsplit(options["base_url"]).scheme not in ("http", "https") or "@" in urlsplit(options["base_url"]).netloc:
+            raise ValueError(
+                "base_url: expected http(s)://host[:port]/v1, without a user or password; the key has its own place in the config"
+            )
+        if not key.isascii() or not key.strip().isprintable():
+            raise ValueError("the API key holds characters that no key has")
+        self._options, self._key = dict(options), key.strip()
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"OpenAiCaptioner({self._options['model']})"
+
+    async def ask(self, request: Request, image: bytes, mime: str) -> Reply:
+        """One try, one HTTP request. Raises nothing but asyncio.CancelledError."""
+        options = {**self._options, **request.options}
+        try:
+            most, body = most_usage(request, options), json.dumps(body_of(request, image, mime, options)).encode()
+        except (ValueError, TypeError) as error:
+            return openai_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
+        try:
+            reply = await self._post(body, options, most)
+        except Exception as error:  # noqa: BLE001  (the edge: a try ends with a reply)
+            reply = of_exception(error, most)
+        return openai_reply.clean(reply, self._key)
+
+    async def _post(self, body: bytes, options: Mapping[str, Any], most: Usage) -> Reply:
+        url = f"{str(options['base_url']).rstrip('/')}/chat/completions"
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        timeout = aiohttp.ClientTimeout(total=float(options["timeout"]))
+        async with self._client().post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as answer:
+            raw = bytearray()
+            async for piece in answer.content.iter_any():
+                raw += piece
+                if len(raw) > LARGEST_BODY:
+                    raise _TooLarge
+            text = raw.decode("utf-8", "replace").lstrip("\ufeff")
+            if answer.status == 200:
+                return openai_reply.of_body(text, most)
+            try:
+                return openai_reply.of_error(answer.status, json.loads(text), answer.headers)
+            except (ValueError, RecursionError):
+                return openai_reply.of_error(answer.status, text, answer.headers)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=True
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+
+def body_of(request: Request, image: bytes, mime: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """-> the request's JSON: greedy, one choice, held to the schema."""
+    schema = {name: value for name, value in request.schema.items() if name != "propertyOrdering"}  # Gemini's own word
+    address = f"data:{mime};base64,{base64.b64encode(image).decode()}"
+    asked = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": request.prompt}]
+    told = [{"role": "system", "content": request.system}] if request.system else []
+    return {
+        "model": options["model"],
+        "messages": [*told, {"role": "user", "content": asked}],
+        "max_tokens": int(options["max_output_tokens"]),
+        "temperature": 0,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "captions", "strict": True, "schema": schema | {"additionalProperties": False}},
+        },
+        **(options.get("extra") or {}),
+    }
+
+
+def most_usage(request: Request, options: Mapping[str, Any]) -> Usage:
+    """The most that one answer to a request can cost: a token is at least a byte of its text."""
+    words = sum(len(text.encode()) for text in (request.system, request.prompt))
+    return Usage(words + MARGIN, int(options.get("image_tokens") or IMAGE_TOKENS), int(options["max_output_tokens"]), 0, estimated=True)
+
+
+def of_exception(error: Exception, most: Usage) -> Reply:
+    """What the client raised -> the reply. Where the request may have arrived, it may have been answered: usage is the most."""
+    name = type(error).__name__
+    if isinstance(error, _TooLarge):
+        return Reply("not_an_answer", f"a body of more than {LARGEST_BODY} bytes", usage=most)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Reply("timeout", name)
+    if isinstance(error, TimeoutError):
+        return Reply("timeout", name, usage=most)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Reply("dropped", f"{name}: {error}")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Reply("cut_body", name, usage=most)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Reply("not_json", f"{name}: no HTTP", usage=most)
+    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+        return Reply("dropped", name, usage=most)
+    return Reply("not_an_answer", f"{name} in the client", usage=most)
