@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -86,7 +87,7 @@ class Bench:
             for images in part.sizes:
                 made = {}
                 for kind in [*kinds[repeat % len(kinds) :], *kinds[: repeat % len(kinds)]]:
-                    cost = self.measured(pipelines[kind](part, images, kind))
+                    cost = self.persistently(partial(pipelines[kind], part, images, kind))
                     runs.append(run := Run(part.name, kind, images, repeat, **cost))
                     print(f"{part.name} {kind} {images}: {run.wall:.1f} s, {run.cpu:.1f} CPU-s", file=sys.stderr, flush=True)
                     made[kind] = dict(self.vectors(kind))
@@ -117,13 +118,21 @@ class Bench:
         told = lakes.overrides(self.work / "lake", part.folder(images), part.encoder, waves, self.workers)
         return ["--config", lakes.CONFIG, *told]
 
+    def persistently(self, command: Callable[[], list[str]]) -> dict[str, Any]:
+        """As `measured`; a command that fails is said to have, and measured once more: half an hour of others' figures hangs on it."""
+        try:
+            return self.measured(command())
+        except RuntimeError as error:
+            print(f"measured once more: {error}", file=sys.stderr, flush=True)
+            return self.measured(command())
+
     def measured(self, command: list[str]) -> dict[str, Any]:
         """Raises RuntimeError with the end of what the command said when it failed."""
         out = self.work / "measured.json"
         subprocess.run([sys.executable, "-m", "benchmarks.measure", str(out), *command], cwd=ROOT, check=True)
         told = json.loads(out.read_text())
-        if told.pop("status") != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{out.with_suffix('.log').read_text()[-3000:]}")
+        if (status := told.pop("status")) != 0:
+            raise RuntimeError(f"{' '.join(command)} failed with status {status}:\n{out.with_suffix('.log').read_text()[-3000:]}")
         return told
 
     def vectors(self, kind: str) -> Iterator[tuple[bytes, bytes]]:

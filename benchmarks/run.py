@@ -9,7 +9,7 @@ hour for feed and step. Parts:
 
     tower      the real CLIP tower on the sample images     pipeline   no model (colour-grid) on 2 MP JPEGs
     scale      no model on small JPEGs, 300 and 6,000       phases     where the stage's time goes, on the pipeline part's images
-    linear     the same at 3,000 and 30,000: cost and memory
+    linear     the same from 3,000 to 30,000: cost and memory
     decode     ways to decode a JPEG: CPU, and how far vectors and scores move
     empty      the second run of the whole main job on the demo's lake (`make demo` first)
     feed       training.feed against raw pyarrow, petastorm's thread pool and torch's DataLoader

@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -54,6 +55,7 @@ STATISTICS = {  # name -> unit, as udfs/pixel_statistics.py defines them
     "entropy": "bits",
 }
 BARS = 24
+SECTIONS = 4  # that are asked for at the same time
 PACKAGES = ("pyspark", "delta-spark", "torch", "open_clip_torch", "pillow", "numpy", "pyarrow", "mlflow")
 
 
@@ -82,18 +84,23 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         return
     many = settings.report.images_per_group
     outputs = embedding.outputs(settings)
+    sections: dict[str, Callable[[], object]] = {
+        "funnel": lambda: funnel.measure(lake, settings, selection, score.fingerprint(head)),
+        "rejects": lambda: _rejects(lake, settings, score.fingerprint(head), many),
+        "drops": lambda: _drops(lake, settings, selection, many),
+        "bias": lambda: report_scores.section(lake, settings, head),
+        "styles": lambda: report_styles.section(lake, settings),
+        "flags": lambda: report_flags.section(lake, settings, partial(_pictures, lake, settings)),
+        "bins": lambda: _bins(lake, settings, score.fingerprint(head), many),
+        "statistics": lambda: _statistics(lake, outputs[PIXELS]),
+        "labels": lambda: _labels(lake),
+    }
+    with ThreadPoolExecutor(SECTIONS) as pool:  # hundreds of small queries, most of whose time is the driver's
+        made = {name: pool.submit(section) for name, section in sections.items()}
     told = {
         "identity": identity,
         "config": {"lake": settings.lake.root, "selection": f"{settings.select.name} ({selection})"},
-        "funnel": funnel.measure(lake, settings, selection, score.fingerprint(head)),
-        "rejects": _rejects(lake, settings, score.fingerprint(head), many),
-        "drops": _drops(lake, settings, selection, many),
-        "bias": report_scores.section(lake, settings, head),
-        "styles": report_styles.section(lake, settings),
-        "flags": report_flags.section(lake, settings, partial(_pictures, lake, settings)),
-        "bins": _bins(lake, settings, score.fingerprint(head), many),
-        "statistics": _statistics(lake, outputs[PIXELS]),
-        "labels": _labels(lake),
+        **{name: section.result() for name, section in made.items()},
         "evaluation": json.loads(head.tags["evaluation"]),
         "head": {"model": head.model, "version": head.version, "sha256": head.sha256, **head.tags},
         "versions": versions,

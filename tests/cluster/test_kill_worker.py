@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as parquet
+import pytest
 import yaml
 from pyspark.sql import SparkSession
 
@@ -29,7 +30,7 @@ def write_config(folder: Path) -> Path:
     told["lake"]["root"] = str(folder / "lake")
     told["spark"] = {"master": None}
     told["waves"] = {"rows": 12, "task_rows": 3}
-    told["embed"] |= {"batch_size": 3, "ahead": 6}
+    told["embed"] |= {"batch_size": 3, "ahead": 6, "detectors": []}
     lines = (ROOT / "tests/data/sample/metadata.jsonl").read_text().splitlines()[:IMAGES]
     rows = [json.loads(line) for line in lines]
     rows = [row | {"file": str(ROOT / "tests/data/sample" / row["file"])} for row in rows]
@@ -48,6 +49,7 @@ def gpus_by_pid(wave: Path) -> dict[int, str]:
     return dict(found)
 
 
+@pytest.mark.proof  # two minutes
 def test_a_python_worker_killed_in_mid_wave_loses_and_doubles_nothing_and_each_task_has_its_own_gpu(
     cluster: Cluster, spark: SparkSession, make_lake: Callable[[Settings], Lake], tmp_path: Path
 ) -> None:

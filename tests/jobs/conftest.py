@@ -40,13 +40,13 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_settings(tmp_path: Path) -> MakeSettings:
-    """Settings over `tmp_path`: source `folder` of tmp_path/images, the colour-grid tower, waves of 5 images."""
+    """Settings over `tmp_path`: source `folder` of tmp_path/images, the colour-grid tower, one wave of two tasks."""
 
     def make(**sections: Any) -> Settings:
         whole: dict[str, Any] = {
             "lake": {"root": str(tmp_path / "lake")},
             "mlflow": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": str(tmp_path / "artifacts")},
-            "waves": {"rows": 5, "task_rows": 2},
+            "waves": {"rows": 40, "task_rows": 20},
             "encoder": "colour-grid",
             "ingest": {"sources": [{"name": "folder", "kind": "folder", "uri": str(tmp_path / "images")}]},
             "embed": {"encoders": ["colour-grid"], "device": "cpu", "batch_size": 4},

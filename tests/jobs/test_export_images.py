@@ -130,6 +130,7 @@ def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a
     assert (lake.version("exports"), lake.version("rejects")) == before
 
 
+@pytest.mark.proof
 def test_an_image_that_cannot_be_read_is_named_and_lacks_and_another_attempt_is_another_export(
     lake: Lake, settings: Settings, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,6 +166,7 @@ def test_tar_shards_give_addresses_metadata_and_the_members_before_a_cut(
     assert lake.version("sources") == version
 
 
+@pytest.mark.proof
 def test_an_archive_whose_refused_member_other_limits_take_is_read_once_more_and_then_settled(
     tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:

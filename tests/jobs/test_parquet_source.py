@@ -93,6 +93,7 @@ def test_rows_of_parquet_files_go_through_every_stage_and_a_second_run_does_noth
     assert len(chosen) == len(places) == 14 and {(place[3], place[4]) for place in places} == {(None, "image")}
 
 
+@pytest.mark.proof
 def test_a_file_whose_refused_row_other_limits_take_is_read_once_more_and_a_changed_file_anew(
     tmp_path: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:

@@ -206,7 +206,10 @@ def test_cases_are_the_nearest_median_and_farthest_once_each_and_the_smallest_ma
     assert cases[0]["told"] == "distance 0.600, margin 1.400 to 3"
 
 
-def test_the_reports_section_tells_states_measures_and_links_to_the_pages(build: Build) -> None:
+def test_the_reports_section_tells_states_and_measures_and_shows_pages_that_are_up_to_date_only(build: Build) -> None:
+    told = report_styles.section(build.lake, build.settings)  # an image was denied since the pages were drawn
+    assert told["index"] == "" and not any(one["picture"] for one in told["largest"])
+    style_sheets.run(build.lake, build.settings)
     told = report_styles.section(build.lake, build.settings)
     assert (told["name"], told["images"], told["clusters"], told["index"]) == ("style-centres:1", IMAGES, CLUSTERS, "styles/index.html")
     assert sum(state["n"] for state in told["states"]) == IMAGES and sum(one["n"] for one in told["largest"]) <= IMAGES
@@ -241,7 +244,7 @@ def test_a_style_added_from_images_takes_the_next_id_and_leaves_the_others_as_th
 
 
 def test_an_image_without_a_vector_is_named_and_makes_no_style(build: Build) -> None:
-    with pytest.raises(Mistake, match=rf"1 images have no vector of colour-grid: {IMAGES}.png; run the stage embed first"):
+    with pytest.raises(Mistake, match=rf"1 images have no vector of colour-grid, or are denied: {IMAGES}.png; run the stage embed first"):
         add_style.run(build.lake, build.settings, ["00.png", f"{IMAGES}.png"])
     with pytest.raises(Mistake, match="'nobody' should name one image, and names none"):
         add_style.run(build.lake, build.settings, ["nobody"])
