@@ -31,6 +31,7 @@ from jobs import (
     funnel,
     occurrences,
     pages,
+    report_captions,
     report_flags,
     report_scores,
     report_styles,
@@ -71,7 +72,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         selection,
         head.version,
         head.tags,
-        *(settings.report, settings.label, settings.score, report_styles.identity(lake, settings), report_flags.identity(settings)),
+        *(settings.report, settings.label, settings.score, report_styles.identity(lake, settings), report_flags.identity(settings), report_captions.identity(settings)),
     )
     if not select_images.is_made(lake, selection):
         raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")
@@ -91,6 +92,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "bias": lambda: report_scores.section(lake, settings, head),
         "styles": lambda: report_styles.section(lake, settings),
         "flags": lambda: report_flags.section(lake, settings, partial(_pictures, lake, settings)),
+        "captions": lambda: report_captions.section(lake, settings, score.fingerprint(head), partial(_pictures, lake, settings)),
         "bins": lambda: _bins(lake, settings, score.fingerprint(head), many),
         "statistics": lambda: _statistics(lake, outputs[PIXELS]),
         "labels": lambda: _labels(lake),

@@ -2,7 +2,7 @@
 
     python -m jobs.run_all --config conf/demo.yaml
 
-Stages whose section a config leaves out (`deny.lists`, `label_classes`, `classify`, `styles`) are left out too. Every stage starts from
+Stages whose section a config leaves out (`deny.lists`, `label_classes`, `classify`, `styles`, `captions`) are left out too. Every stage starts from
 what is pending, so a second run finds nothing to do. At the end: the funnel, where the report lies, and how to open MLflow.
 """
 
@@ -19,6 +19,7 @@ from conf.section import Mistake
 from conf.settings import Settings
 from jobs import (
     assign_styles,
+    caption,
     classify,
     command,
     deny,
@@ -79,6 +80,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, arguments: Sequ
         *([("classify", lambda: classify.run(lake, settings, heads=classifiers()))] if settings.classify else []),
         *(_of_styles(lake, settings) if has_styles(settings) else []),
         ("flag", lambda: flag.run(lake, settings, heads=classifiers())),
+        *([("caption", lambda: caption.run(lake, settings))] if "captions" in settings.model_fields_set else []),
         ("select", lambda: select_images.run(lake, settings, head=head())),
         ("export selection", lambda: export_selection.run(lake, settings, head=head())),
         ("report", lambda: report.run(lake, settings, head=head())),

@@ -1,0 +1,39 @@
+"""What training prompts are composed from: score, rating, style cluster and captions of each image, as they count now."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.section import Mistake
+from conf.settings import Settings
+from jobs import caption_rows, centres, flag
+from jobs.lake import Lake
+
+
+def gather(lake: Lake, settings: Settings, scores: str) -> DataFrame:
+    """scores: the fingerprint that counts -> (image_id, score INT, rating STRING, cluster INT, captions) of every image that has captions.
+
+    captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever. NULL: nothing is known.
+    """
+    told = [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
+    rows = lake.read("captions").where(F.col("fingerprint").isin(told) & (F.col("kind") != "ocr"))
+    one = F.struct(F.concat_ws("/", "fingerprint", "kind", "part").alias("id"), "kind", "text")
+    known = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
+    scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))
+    known = known.join(scored, "image_id", "left").join(_ratings(lake, settings), "image_id", "left").join(_clusters(lake, settings), "image_id", "left")
+    return known.select("image_id", "score", "rating", "cluster", "captions")
+
+
+def _ratings(lake: Lake, settings: Settings) -> DataFrame:
+    told = flag.evidence(settings).fingerprint
+    return lake.read("flags").where(F.col("fingerprint") == told).select("image_id", "rating")
+
+
+def _clusters(lake: Lake, settings: Settings) -> DataFrame:
+    told = ""
+    with suppress(Mistake):  # a build without style clusters
+        told = centres.fingerprint(centres.current(settings), settings)
+    return lake.read("styles").where(F.col("fingerprint") == told).select("image_id", "cluster")
