@@ -258,7 +258,7 @@ RULES: dict[str, Any] = {"settle": budget.settle, "lease": Lease, "fence": True,
 
 def test_random_kills_zombies_and_new_drivers_never_make_the_bill_pass_the_cap() -> None:
     billed = [World(seed, **RULES).run(600) for seed in range(300)]
-    assert 0.9 < max(billed) <= 1  # and the money is used
+    assert 0.8 < max(billed) <= 1  # and the money is used
 
 
 class Forever(Lease):
