@@ -155,6 +155,11 @@ class Account:
         self.flying += 1
         self.loose += 1
 
+    def undo(self) -> None:
+        """The call that was to begin did not."""
+        self.flying -= 1
+        self.loose -= 1
+
     def end(self, spent: int) -> None:
         """A call has come back. One that never does stays in flight."""
         self.flying -= 1

@@ -177,7 +177,10 @@ class Journal:
 
 
 def read_wave(opener: Opener, wave: str, threads: int = 8) -> Wave:
-    """-> the state of every attempt, from the last part of each; no file of the journal makes it fail, a store that does raises Reject."""
+    """-> the state of every attempt, from the last part of each; no file of the journal makes it fail, a store that does raises Reject.
+
+    An attempt of which no part is whole is not among them: its open part never was durable, so it began no call.
+    """
     strange: list[Strange] = []
 
     def read(folder: str) -> dict[tuple[int, int], Seen]:
