@@ -56,17 +56,14 @@ class Asking:
 
     async def call(self, request: Request, image: tuple[bytes, str], tried: int, repair: bool) -> Called:
         """One try, when the journal, a place, the share, the pace and the lease allow it. Raises Ended when they never will."""
-        await self.parts.place()
-        try:
-            await self._places.acquire()
+        async with self._places:  # before the journal's: of those there are more, so that they run out only when parts are late
+            await self.parts.place()
             try:
                 sent = await self._turn()
-                reply = await self._engine.ask(request, *image)
-            finally:
-                self._places.release()
-        except Ended:
-            self.parts.give_back()
-            raise
+            except Ended:
+                self.parts.give_back()
+                raise
+            reply = await self._engine.ask(request, *image)
         return self._came_back(reply, sent, request, tried, repair)
 
     async def close(self) -> None:

@@ -164,6 +164,12 @@ def test_every_row_comes_out_once_with_its_texts_and_every_call_is_in_the_journa
     assert engine.closed and 1 < engine.most_flying <= TERMS.in_flight
 
 
+def test_parts_are_full_while_there_is_enough_to_ask(wave: str) -> None:
+    staged(attempt(wave, Scripted(always, seconds=0.002), 400, how=QUICK._replace(flush_seconds=5, window=64)))
+    parts = Counter(part.number for part, _ in read_records(Opener(), wave, []))
+    assert max(parts.values()) == TERMS.flush and len(parts) <= 1.1 * 400 / TERMS.flush
+
+
 def test_no_rows_make_no_frame_and_an_end(wave: str) -> None:
     assert list(attempt(wave, Scripted(always), 0)) == []
     assert read_wave(Opener(), wave).attempts[0, 0].ended
