@@ -23,7 +23,11 @@ def gather(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     one = F.struct(F.concat_ws("/", "fingerprint", "kind", "part").alias("id"), "kind", "text")
     known = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
     scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))
-    known = known.join(scored, "image_id", "left").join(_ratings(lake, settings), "image_id", "left").join(_clusters(lake, settings), "image_id", "left")
+    known = (
+        known.join(scored, "image_id", "left")
+        .join(_ratings(lake, settings), "image_id", "left")
+        .join(_clusters(lake, settings), "image_id", "left")
+    )
     return known.select("image_id", "score", "rating", "cluster", "captions")
 
 

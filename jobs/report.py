@@ -72,7 +72,14 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         selection,
         head.version,
         head.tags,
-        *(settings.report, settings.label, settings.score, report_styles.identity(lake, settings), report_flags.identity(settings), report_captions.identity(settings)),
+        *(
+            settings.report,
+            settings.label,
+            settings.score,
+            report_styles.identity(lake, settings),
+            report_flags.identity(settings),
+            report_captions.identity(settings),
+        ),
     )
     if not select_images.is_made(lake, selection):
         raise Mistake(f"report: selection {selection} of this config and these tables is not made; run the stage select first")

@@ -30,7 +30,9 @@ Draw = Callable[[DataFrame, str], dict[Any, list[dict[str, Any]]]]
 
 def identity(settings: Settings) -> str:
     """What the section depends on beside the tables."""
-    return digest(SECTION_VERSION, compose_prompt.KERNEL_VERSION, [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers])
+    return digest(
+        SECTION_VERSION, compose_prompt.KERNEL_VERSION, [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
+    )
 
 
 def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str, Any]:
@@ -38,7 +40,12 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
     told = [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
     rows = lake.read("captions").where(F.col("fingerprint").isin(told))
     by = ("tier", "engine", "model", "prompt", "tokenizer", "kind")
-    measures = [F.count_distinct("image_id").alias("images"), F.count("*").alias("texts"), F.median("tokens").alias("median"), F.max("tokens").alias("most")]
+    measures = [
+        F.count_distinct("image_id").alias("images"),
+        F.count("*").alias("texts"),
+        F.median("tokens").alias("median"),
+        F.max("tokens").alias("most"),
+    ]
     counted = [row.asDict() for row in rows.groupBy(*by).agg(*measures).collect()]  # a row a captioner and kind
     if not counted:
         return {"absent": "no image has a caption under this config yet; run the stage caption"}
@@ -49,9 +56,18 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
     texts = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(F.struct("kind", "part", "tokens", "text"))).alias("texts"))
     whole = F.to_json(F.struct("score", "rating", "cluster", "captions", "texts"))
     mild = F.coalesce(F.col("rating") != "explicit", F.lit(True))
-    shown = known.join(texts, "image_id").where(mild).select("image_id", F.lit("all").alias("group"), F.struct("image_id", whole.alias("told")).alias("caption"))
+    shown = (
+        known.join(texts, "image_id")
+        .where(mild)
+        .select("image_id", F.lit("all").alias("group"), F.struct("image_id", whole.alias("told")).alias("caption"))
+    )
     images = [_shown(settings, one) for one in draw(shown, "group").get("all", [])]
-    return {"absent": "", "counts": sorted(counted, key=lambda row: (row["tier"], ORDER.index(row["kind"]))), "images": images, "epochs": EPOCHS}
+    return {
+        "absent": "",
+        "counts": sorted(counted, key=lambda row: (row["tier"], ORDER.index(row["kind"]))),
+        "images": images,
+        "epochs": EPOCHS,
+    }
 
 
 def _shown(settings: Settings, one: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +77,9 @@ def _shown(settings: Settings, one: dict[str, Any]) -> dict[str, Any]:
     options, most = settings.captions, load_prompt(settings.captions.prompt).most_composed
     count = token_count.load(options.tokenizer, options.tokenizer_sha256).count
     prompts = [("V7's order", compose_prompt.compose(known, compose_prompt.V7, SEED, 0, count, most))]
-    prompts += [(f"epoch {epoch}", compose_prompt.compose(known, compose_prompt.VARIED, SEED, epoch, count, most)) for epoch in range(EPOCHS)]
+    prompts += [
+        (f"epoch {epoch}", compose_prompt.compose(known, compose_prompt.VARIED, SEED, epoch, count, most)) for epoch in range(EPOCHS)
+    ]
     texts = sorted(told["texts"], key=lambda text: (ORDER.index(text["kind"]), text["part"]))
     composed = [{"name": name, "tokens": made.tokens, "text": made.text} for name, made in prompts]
     return {"picture": one["picture"], "why": one["why"], "name": one["name"], "texts": texts, "prompts": composed}

@@ -30,6 +30,8 @@ def schema(asked: Sequence[str] = PARTS) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": names, "propertyOrdering": names}
 
 
+SCHEMA = schema()
+
 _MARKUP = re.compile(r"</?[A-Za-z][^>\n]{0,200}>|```|\*\*|^\s{0,3}#{1,6}\s|\]\(|^\s*[-*]\s", re.MULTILINE)
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://|\bwww\.[a-z0-9-]+\.|\b[\w-]+\.(?:com|net|org|io)/", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")

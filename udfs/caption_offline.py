@@ -23,7 +23,7 @@ def caption(
     counter = token_count.load(*tokenizer)
     for frame in frames:
         rows = [_caption(row, rules, asked, counter) for row in frame.to_dict("records")]
-        yield pd.DataFrame(rows, columns=caption_row.COLUMNS)
+        yield pd.DataFrame(caption_row.counted(rows, counter.count), columns=caption_row.COLUMNS)
 
 
 def _caption(row: Mapping[Any, Any], rules: Rules, asked: Sequence[str], counter: token_count.Counter) -> dict[str, Any]:

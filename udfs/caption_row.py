@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 # state: whole: every part passed | partial: some did | failed: none | unasked: it is pending as before, and `code` says why
 SCHEMA = (
     "image_id BINARY, key STRING, state STRING, code STRING, detail STRING, transient BOOLEAN, language STRING, "
-    "texts ARRAY<STRUCT<kind: STRING, part: INT, text: STRING, key: STRING>>, "
+    "texts ARRAY<STRUCT<kind: STRING, part: INT, text: STRING, tokens: INT, key: STRING>>, "
     "faults ARRAY<STRUCT<part: STRING, code: STRING, detail: STRING>>, calls INT, stop STRING"
 )
 COLUMNS = ["image_id", "key", "state", "code", "detail", "transient", "language", "texts", "faults", "calls", "stop"]
@@ -90,6 +90,13 @@ def not_answered(row: Row, request: Request, reply: Reply, calls: int) -> dict[s
     """The last reply to a row that has no answer -> failed; of a quarantined image only ids and code."""
     detail = "" if reply.outcome == QUARANTINE else reply.detail
     return failed(row, request.key, reply.code, detail, reply.outcome == RETRY, calls)
+
+
+def counted(rows: list[dict[str, Any]], count: Callable[[str], int]) -> list[dict[str, Any]]:
+    """Rows -> the same with the tokens of each text."""
+    for row in rows:
+        row["texts"] = [text | {"tokens": count(text["text"])} for text in row["texts"]]
+    return rows
 
 
 def unasked(row: Row, key: str | None, code: str, detail: str, calls: int) -> dict[str, Any]:
