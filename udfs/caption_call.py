@@ -36,6 +36,7 @@ CODES = {
     "prohibited": QUARANTINE,
     "key_refused": STOP,
     "no_such_model": STOP,
+    "bad_settings": STOP,  # the service knows none of what is set for every request: no image is to blame
     "spend_cap": STOP,
     "quota_used_up": STOP,  # of the day: no waiting within the job cures it
     "usage_policy": STOP,  # PUP_LIMITED_DISABLED

@@ -92,7 +92,7 @@ EDITS: dict[str, Mode] = {
     "error_in_200_key": Page(200, json.dumps(Fault(403, "PERMISSION_DENIED", "not allowed").body()).encode()),
     # an answer in another dress
     "wrong_content_type": Page(200, None, "text/plain", billed=True),
-    "no_content_type": Page(200, None, None, billed=True),
+    "octet_stream": Page(200, None, "application/octet-stream", billed=True),
     "odd_charset": Page(200, None, "application/json; charset=klingon", billed=True),
     "byte_order_mark": _raw(lambda text: "\ufeff" + text),
     # candidates
@@ -115,7 +115,13 @@ EDITS: dict[str, Mode] = {
     "text_empty": Edit(lambda body: _parts(body, {"text": ""})),
     "text_blank": Edit(lambda body: _parts(body, {"text": " \n"})),
     "text_number": Edit(lambda body: _parts(body, {"text": 7})),
-    "thoughts_only": Edit(lambda body: _used(_parts(body, {"text": "thinking", "thought": True}), candidatesTokenCount=None)),
+    "thoughts_only": Edit(
+        lambda body: _used(
+            _parts(body, {"text": "thinking", "thought": True}),
+            candidatesTokenCount=None,
+            thoughtsTokenCount=body["usageMetadata"]["candidatesTokenCount"],
+        )
+    ),
     "thoughts_took_all": Edit(
         lambda body: _used(_first(body, content={}, finishReason="MAX_TOKENS"), candidatesTokenCount=None, thoughtsTokenCount=900)
     ),

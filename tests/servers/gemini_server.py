@@ -50,7 +50,8 @@ def application(script: Mapping[str, Any] | None = None) -> web.Application:
                 return await _wire(request, unread, b"")
             raw = await request.read()
             try:
-                asked = answers.read(json.loads(raw))
+                service.last = json.loads(raw)
+                asked = answers.read(service.last)
             except (KeyError, TypeError, ValueError):
                 return _fault(Fault(400, "INVALID_ARGUMENT", "Invalid JSON payload received."), "")
             if over := service.over_limit():
@@ -68,7 +69,7 @@ def application(script: Mapping[str, Any] | None = None) -> web.Application:
                 service.order(await request.json())
             elif request.method == "DELETE":
                 service.forget()
-            return web.json_response(service.counts())
+            return web.json_response(service.last if "last" in request.query else service.counts())
         service.saw(request.headers)
         found = _GENERATE.fullmatch(request.path)
         if found and request.method == "POST":
@@ -182,8 +183,12 @@ class GeminiServer:
     def counts(self) -> dict[str, Any]:
         return self._control("GET")
 
-    def _control(self, method: str, body: bytes | None = None) -> dict[str, Any]:
-        with urllib.request.urlopen(urllib.request.Request(self.url + "/control", data=body, method=method), timeout=10) as answer:
+    def last_request(self) -> dict[str, Any]:
+        """The JSON of the last generateContent."""
+        return self._control("GET", query="?last")
+
+    def _control(self, method: str, body: bytes | None = None, query: str = "") -> dict[str, Any]:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/control{query}", data=body, method=method), timeout=10) as answer:
             told: dict[str, Any] = json.load(answer)
             return told
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -47,12 +48,8 @@ class Service:
     def order(self, script: Mapping[str, Any]) -> None:
         """Changes the members that are given."""
         assert set(script) <= set(SCRIPT), set(script) - set(SCRIPT)
-        named = [
-            *script.get("queue", []),
-            *script.get("modes", []),
-            script.get("always", ""),
-            *sum(script.get("by_image", {}).values(), []),
-        ]
+        plans = itertools.chain(*script.get("by_image", {}).values())
+        named = [*script.get("queue", []), *script.get("modes", []), script.get("always", ""), *plans]
         assert set(named) <= {"", *MODES}, set(named) - set(MODES)
         self.script |= script
         self._tokens, self._filled = float(self._burst()), -1.0
@@ -63,6 +60,7 @@ class Service:
         self.requests = self.others = self.answered = self.limited = self.in_flight = self.most_in_flight = 0
         self.billed, self.told, self.batch_billed = Tokens(), Tokens(), Tokens()
         self.headers: dict[str, list[str]] = {}
+        self.last: dict[str, Any] = {}
 
     def counts(self) -> dict[str, Any]:
         """requests: of generateContent; others: of everything else; billed: tokens that the service charges; told: those of them that a
@@ -168,12 +166,11 @@ class Service:
 
 def _read_usage(body: Any) -> Tokens | None:
     """What a client can read of a response's usage; None: nothing."""
-    usage = body.get("usageMetadata") if isinstance(body, dict) else None
-    if not isinstance(usage, dict):
-        return None
     try:
+        body = json.loads(body.decode("utf-8-sig")) if isinstance(body, bytes) else body
+        usage = body["usageMetadata"]
         prompt, output, thoughts = (int(usage.get(name, 0)) for name in ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount"))
-    except ValueError:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     image = sum(int(one["tokenCount"]) for one in usage.get("promptTokensDetails", []) if one["modality"] == "IMAGE")
     return None if prompt <= 0 else Tokens(prompt - image, image, output, thoughts)
