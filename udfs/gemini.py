@@ -71,6 +71,14 @@ class _Response(aiohttp.ClientResponse):
             raise aiohttp.ContentTypeError(self.request_info, self.history, status=self.status, message="no JSON") from None
 
 
+class _Redirected(Exception):
+    """A redirect that the SDK would have followed: of an upload, where it does not pass on that it may not."""
+
+
+async def _no_redirect(_session: object, _context: object, told: aiohttp.TraceRequestRedirectParams) -> None:
+    raise _Redirected(told.url.host or "")
+
+
 def most_usage(request: Request, options: Mapping[str, Any]) -> Usage:
     """The most that one answer to a request can cost: a token is at least a byte of its text, and thoughts count as output."""
     words = (request.system, request.prompt, json.dumps(request.schema))
@@ -164,7 +172,10 @@ class GeminiEngine:
     def client(self) -> genai.Client:
         """The SDK's client, made within the running loop."""
         if self._client is None:
+            traces = aiohttp.TraceConfig()
+            traces.on_request_redirect.append(_no_redirect)
             self._session = aiohttp.ClientSession(
+                trace_configs=[traces],
                 connector=aiohttp.TCPConnector(limit=0),
                 response_class=_Response,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -209,6 +220,8 @@ def of_exception(error: Exception, most: Usage) -> Reply:
         return reply._replace(usage=most) if 200 <= (error.code or 0) < 300 else reply
     if isinstance(error, _CutBody):
         return Reply("prohibited" if error.prohibited else "cut_body", f"{error}", usage=most)
+    if isinstance(error, _Redirected):
+        return Reply("redirected", f"from the host {error}")
     if isinstance(error, _TooLarge):
         return Reply("not_an_answer", f"a body of more than {LARGEST_BODY} bytes", usage=most)
     if isinstance(error, aiohttp.ConnectionTimeoutError):

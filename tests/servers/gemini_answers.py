@@ -76,8 +76,10 @@ def read(body: dict[str, Any]) -> Asked:
                 image = base64.urlsafe_b64decode(part["inlineData"]["data"].replace("+", "-").replace("/", "_"))
     whole = "\n".join(text)
     resolution = body.get("generationConfig", {}).get("mediaResolution", "").removeprefix("MEDIA_RESOLUTION_")
-    found = _NOTES.search(whole)
-    notes = json.loads(found.group(1)) if found else {}
+    try:
+        notes = json.loads(found.group(1)) if (found := _NOTES.search(whole)) else {}
+    except ValueError:
+        notes = {}
     return Asked(
         image, whole, -(-len(whole.encode()) // BYTES_A_TOKEN), IMAGE_TOKENS.get(resolution, IMAGE_TOKENS["HIGH"]) if image else 0, notes
     )

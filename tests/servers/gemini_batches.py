@@ -41,6 +41,8 @@ class Batches:
             self.files[name] = b""
             url = f"{request.scheme}://{request.host}{request.path}?upload_id={name}&upload_protocol=resumable"
             return web.Response(headers={"X-Goog-Upload-URL": url, "X-Goog-Upload-Status": "active"})
+        if self.service.script["upload_elsewhere"]:
+            return web.Response(status=307, headers={"Location": self.service.script["elsewhere"]})
         name = request.query["upload_id"]
         assert int(request.headers["X-Goog-Upload-Offset"]) == len(self.files[name])
         self.files[name] += await request.read()

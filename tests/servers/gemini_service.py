@@ -30,10 +30,25 @@ SCRIPT: dict[str, Any] = {
     "limit_says": "info",  # how long to wait, in a 429 of the limit: info (RetryInfo) | header (Retry-After) | nothing
     "thoughts": 0,  # tokens of each answer
     "elsewhere": "http://127.0.0.1:9/",  # where redirects point
+    "upload_elsewhere": False,  # the bytes of an upload are answered with a redirect
     "batch_polls": 1,  # looks at a batch job before it ends
     "batch_end": "SUCCEEDED",  # SUCCEEDED | PARTIALLY_SUCCEEDED | EXPIRED | FAILED | CANCELLED
     "batch_done": 1.0,  # share of the lines that are answered; of SUCCEEDED all
 }
+RPC_CODES = {
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    408: 4,
+    409: 10,
+    429: 8,
+    499: 1,
+    500: 13,
+    501: 12,
+    503: 14,
+    504: 4,
+}  # google.rpc.Code, as in batches
 SEEN = 200  # values kept of each header
 
 
@@ -156,11 +171,12 @@ class Service:
             self.batch_billed = self.batch_billed.plus(Tokens(*(now - then for now, then in zip(self.billed, before, strict=True))))
             self.billed = before
             try:
-                return {"response": json.loads(body)}
+                return {"response": json.loads(body.decode("utf-8-sig"))}
             except ValueError:
                 return {"error": {"code": 13, "message": "Internal error encountered."}}
         if isinstance(mode, Fault):
-            return {"error": mode.body(key)["error"]}
+            error = mode.body(key)["error"]
+            return {"error": {**{name: value for name, value in error.items() if name != "status"}, "code": RPC_CODES.get(mode.status, 3)}}
         return {"error": {"code": 13, "message": "Internal error encountered."}}
 
 
