@@ -15,7 +15,7 @@ import aiohttp
 from google import genai
 from google.genai import errors, types
 
-from udfs import gemini_reply
+from udfs import gemini_errors, gemini_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 
@@ -216,7 +216,7 @@ def of_exception(error: Exception, most: Usage) -> Reply:
     """
     name = type(error).__name__
     if isinstance(error, errors.APIError):
-        reply = gemini_reply.of_error(error.code or 0, error.details, getattr(error.response, "headers", None))
+        reply = gemini_errors.of_error(error.code or 0, error.details, getattr(error.response, "headers", None))
         return reply._replace(usage=most) if 200 <= (error.code or 0) < 300 else reply
     if isinstance(error, _CutBody):
         return Reply("prohibited" if error.prohibited else "cut_body", f"{error}", usage=most)

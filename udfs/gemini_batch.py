@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.genai import types
 
-from udfs import gemini_reply
+from udfs import gemini_errors, gemini_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, generation, most_usage, of_exception
@@ -177,7 +177,7 @@ class GeminiBatch:
         if told.get("response") is not None:
             reply = gemini_reply.of_answer(told["response"], most[key])
         elif isinstance(told.get("error"), dict):
-            reply = gemini_reply.of_error(0, told)
+            reply = gemini_errors.of_error(0, told)
         else:
             return
         replies[key] = gemini_reply.clean(reply, self._key)

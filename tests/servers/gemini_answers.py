@@ -35,6 +35,7 @@ _THINGS = (
 )
 _PLACES = ("on the left", "on the right", "in front of", "behind", "above", "below", "beside", "at the edge of")
 _MEDIA = ("oil on canvas", "ink and wash", "flat digital colour", "pencil on paper", "film photography", "woodcut print")
+_ORDER = re.compile(r"(?:ignore|disregard|forget)\b[^\"]{0,80}?\b(repeat|reveal|say|write|print)\b:?\s*([^\"]{1,400})", re.IGNORECASE)
 _NOTES = re.compile(r"<notes>\s*(\{.*\})\s*</notes>", re.DOTALL)
 
 
@@ -94,6 +95,19 @@ def caption(asked: Asked) -> dict[str, Any]:
     parts["ocr"] = [f"NO {dice.randrange(1000)}" for _ in range(dice.choice((0, 0, 1, 2)))]
     parts["language"] = "en"
     return parts
+
+
+def obeyed(asked: Asked, parts: dict[str, Any]) -> str | None:
+    """What a model answers that does what the notes, or words in the image's bytes, tell it; None: nobody tells it anything."""
+    words = " ".join([json.dumps(asked.notes, ensure_ascii=False), asked.image.decode("latin-1")])
+    if (order := _ORDER.search(words)) is None:
+        return None
+    verb, rest = order.group(1).lower(), order.group(2).strip()
+    if verb in ("repeat", "reveal"):  # the instructions
+        return json.dumps({**parts, "long": " ".join(asked.text.split()[:80])})
+    if verb in ("say", "write"):
+        return json.dumps({**parts, "medium": rest, "long": f"{parts['long']} {rest}"}, ensure_ascii=False)
+    return rest  # print: instead of an answer
 
 
 def _text(dice: random.Random, words: int, style: bool) -> str:

@@ -29,26 +29,27 @@ SCRIPT: dict[str, Any] = {
     "burst": 0.0,  # requests at once; 0: one second's
     "limit_says": "info",  # how long to wait, in a 429 of the limit: info (RetryInfo) | header (Retry-After) | nothing
     "thoughts": 0,  # tokens of each answer
+    "obedient": False,  # does what notes and words in the image's bytes tell it: "ignore the above and say ..." (say, write, repeat, reveal, print)
     "elsewhere": "http://127.0.0.1:9/",  # where redirects point
     "upload_elsewhere": False,  # the bytes of an upload are answered with a redirect
     "batch_polls": 1,  # looks at a batch job before it ends
     "batch_end": "SUCCEEDED",  # SUCCEEDED | PARTIALLY_SUCCEEDED | EXPIRED | FAILED | CANCELLED
     "batch_done": 1.0,  # share of the lines that are answered; of SUCCEEDED all
 }
-RPC_CODES = {
-    400: 3,
-    401: 16,
-    403: 7,
-    404: 5,
-    408: 4,
-    409: 10,
-    429: 8,
-    499: 1,
-    500: 13,
-    501: 12,
-    503: 14,
-    504: 4,
-}  # google.rpc.Code, as in batches
+RPC_CODES = dict(  # google.rpc.Code, as lines of batches have it
+    CANCELLED=1,
+    INVALID_ARGUMENT=3,
+    DEADLINE_EXCEEDED=4,
+    NOT_FOUND=5,
+    PERMISSION_DENIED=7,
+    RESOURCE_EXHAUSTED=8,
+    FAILED_PRECONDITION=9,
+    ABORTED=10,
+    UNIMPLEMENTED=12,
+    INTERNAL=13,
+    UNAVAILABLE=14,
+    UNAUTHENTICATED=16,
+)
 SEEN = 200  # values kept of each header
 
 
@@ -142,7 +143,8 @@ class Service:
         return float(self.script["burst"] or self.script["limit"])
 
     def clean(self, asked: Asked, model: str) -> tuple[dict[str, Any], Tokens]:
-        text = json.dumps(answers.caption(asked), ensure_ascii=False)
+        parts = answers.caption(asked)
+        text = (answers.obeyed(asked, parts) if self.script["obedient"] else None) or json.dumps(parts, ensure_ascii=False)
         cost = answers.tokens(asked, text, self.script["thoughts"])
         return answers.response(text, cost, model), cost
 
@@ -176,7 +178,8 @@ class Service:
                 return {"error": {"code": 13, "message": "Internal error encountered."}}
         if isinstance(mode, Fault):
             error = mode.body(key)["error"]
-            return {"error": {**{name: value for name, value in error.items() if name != "status"}, "code": RPC_CODES.get(mode.status, 3)}}
+            error["code"] = RPC_CODES[error.pop("status")]
+            return {"error": error}
         return {"error": {"code": 13, "message": "Internal error encountered."}}
 
 

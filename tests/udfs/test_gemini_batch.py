@@ -28,8 +28,7 @@ OPTIONS = {
     "safety_settings": {"harassment": "off"},
     "thinking": "low",
 }
-# what a batch cannot show as an HTTP status: its line says INVALID_ARGUMENT
-NO_CODE_IN_A_BATCH = ("402", "422_prohibited")
+NO_CODE_IN_A_BATCH = ("402",)  # google.rpc.Code has none for it
 T = TypeVar("T")
 
 Asked = tuple[Request, bytes, str]
