@@ -83,7 +83,13 @@ def most_usage(request: Request, options: Mapping[str, Any]) -> Usage:
     """The most that one answer to a request can cost: a token is at least a byte of its text, and thoughts count as output."""
     words = (request.system, request.prompt, json.dumps(request.schema))
     image = IMAGE_TOKENS[_resolution(options) or "HIGH"]
-    return Usage(sum(len(text.encode()) for text in words) + MARGIN, image, int(options["max_output_tokens"]), 0, estimated=True)
+    return Usage(
+        sum(len(text.encode("utf-8", "surrogatepass")) for text in words) + MARGIN,
+        image,
+        int(options["max_output_tokens"]),
+        0,
+        estimated=True,
+    )
 
 
 def generation(request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +156,7 @@ class GeminiEngine:
         try:
             options = {**self._options, **request.options}
             most, config = most_usage(request, options), self._configured(request, options)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             return gemini_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
         try:
             parts = [types.Part(inline_data=types.Blob(data=image, mime_type=mime)), types.Part(text=request.prompt)]

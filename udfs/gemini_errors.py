@@ -32,16 +32,28 @@ def of_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -
         status = HTTP.get(code, code) if type(code) is int else 500
         status = status if 300 <= status < 600 else 500
     details = [one for one in error.get("details") or [] if isinstance(one, dict)] if isinstance(error.get("details"), list) else []
-    word = str(error.get("status", "FAILED_PRECONDITION" if code == 9 else ""))
-    message = str(error.get("message", ""))
-    reasons = " ".join([word, *(str(one.get("reason", "")) for one in details), message])
+    word = said(error.get("status", "FAILED_PRECONDITION" if code == 9 else ""))
+    message = said(error.get("message"))
+    reasons = " ".join([word, *(said(one.get("reason")) for one in details), message])
     if "PROHIBITED_CONTENT" in reasons:
         return Reply("prohibited")
     headers = headers or {}
     told = f"HTTP {status} {word}: {message}" if ours else f"HTTP {status}, a body that is not the API's"
     if 300 <= status < 400:
-        told = f"HTTP {status} to the host {urlsplit(str(headers.get('Location', ''))).hostname}"
+        told = f"HTTP {status} to the host {_host(headers.get('Location', ''))}"
     return Reply(_code(status, ours, reasons, details), told, retry_after=_wait(details, headers))
+
+
+def said(value: Any) -> str:
+    """A member that should be text: of anything else only the type (a deep one cannot even be printed)."""
+    return value if isinstance(value, str) else "" if value is None else f"({type(value).__name__})"
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return "of an address that is none"
 
 
 def _code(status: int, ours: bool, reasons: str, details: list[dict[str, Any]]) -> str:
@@ -74,7 +86,7 @@ def _code(status: int, ours: bool, reasons: str, details: list[dict[str, Any]]) 
 
 def _fields(details: list[dict[str, Any]], group: str, name: str) -> list[str]:
     groups = [one[group] for one in details if isinstance(one.get(group), list)]
-    return [str(one.get(name, "")) for found in groups for one in found if isinstance(one, dict)]
+    return [said(one.get(name)) for found in groups for one in found if isinstance(one, dict)]
 
 
 def _used_up(reasons: str, details: list[dict[str, Any]]) -> bool:
@@ -87,7 +99,7 @@ def _used_up(reasons: str, details: list[dict[str, Any]]) -> bool:
 def _wait(details: list[dict[str, Any]], headers: Mapping[str, str]) -> float | None:
     """Seconds of RetryInfo, else of Retry-After (a number, or a date beside the server's own), at most LONGEST_WAIT."""
     for one in details:
-        if str(one.get("@type", "")).endswith("google.rpc.RetryInfo") and (found := _DELAY.fullmatch(str(one.get("retryDelay", "")))):
+        if said(one.get("@type")).endswith("google.rpc.RetryInfo") and (found := _DELAY.fullmatch(said(one.get("retryDelay")))):
             return min(float(found.group(1)), LONGEST_WAIT)
     told = str(headers.get("Retry-After", ""))
     if re.fullmatch(r"\d{1,9}", told):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from udfs.caption_answer import LARGEST
 from udfs.caption_call import Reply, Usage
-from udfs.gemini_errors import of_error
+from udfs.gemini_errors import of_error, said
 
 LONGEST_DETAIL = 200  # characters
 MOST_TOKENS = 10**9  # of one answer: more is no number to believe
@@ -76,9 +76,9 @@ def of_answer(answer: Any, most: Usage) -> Reply:
     if not isinstance(answer, dict) or not _OF_ANSWER & answer.keys():
         return Reply("not_an_answer", f"JSON of another shape: {type(answer).__name__}", usage=most)
     feedback, candidates = answer.get("promptFeedback"), answer.get("candidates") or []
-    block = str(feedback["blockReason"]).upper() if isinstance(feedback, dict) and feedback.get("blockReason") else ""
+    block = said(feedback["blockReason"]).upper() if isinstance(feedback, dict) and feedback.get("blockReason") else ""
     dicts = [one for one in candidates if isinstance(one, dict)] if isinstance(candidates, list) else []
-    finishes = [str(one.get("finishReason", "")).upper() for one in dicts]
+    finishes = [said(one.get("finishReason")).upper() for one in dicts]
     text = _text(dicts[0]) if dicts else ""
     usage = _usage(answer.get("usageMetadata"), most, bool(text))
     if any("PROHIBITED" in reason for reason in (block, *finishes)):

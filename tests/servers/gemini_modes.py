@@ -173,6 +173,7 @@ FAULTS: dict[str, Mode] = {
     "504": Fault(504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
     "301_elsewhere": Page(301, b"", "text/html", (("Location", ELSEWHERE),)),
     "302_elsewhere": Page(302, HTML, "text/html", (("Location", ELSEWHERE),)),
+    "302_nowhere": Page(302, b"", "text/html", (("Location", "http://[:::"),)),
     "303_elsewhere": Page(303, b"{}", JSON_TYPE, (("Location", ELSEWHERE),)),
     "307_elsewhere": Page(307, b"", "text/html", (("Location", ELSEWHERE),)),
     "308_elsewhere": Page(308, b"", "text/html", (("Location", ELSEWHERE),)),

@@ -7,15 +7,18 @@ import itertools
 import json
 import logging
 import pickle
+import random
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import pytest
 from google import genai
 
+from tests.servers.gemini_answers import Asked, Tokens, caption, response
 from tests.servers.gemini_edits import MODES
+from tests.servers.gemini_modes import Fault
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_answer
+from udfs import caption_answer, gemini_errors, gemini_reply
 from udfs.caption_call import ANSWER, CODES, PERMANENT, QUARANTINE, RETRY, STOP, Reply, Usage
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, most_usage
@@ -81,7 +84,7 @@ TABLE: dict[tuple[str, str], str] = {
     (STOP, "spend_cap"): "429_spend_cap 429_prepaid 402",
     (STOP, "quota_used_up"): "429_per_day 429_limit_zero",
     (STOP, "usage_policy"): "403_usage_policy finish_PUP_LIMITED_DISABLED block_PUP_LIMITED_DISABLED",
-    (STOP, "redirected"): "301_elsewhere 302_elsewhere 303_elsewhere 307_elsewhere 308_elsewhere",
+    (STOP, "redirected"): "301_elsewhere 302_elsewhere 302_nowhere 303_elsewhere 307_elsewhere 308_elsewhere",
 }
 CASES = [(mode, *wanted) for wanted, modes in TABLE.items() for mode in modes.split()]
 WAITS = {"429_retry_info": 3.0, "429_retry_info_fraction": 34.074824224, "429_retry_after": 7.0, "429_retry_after_date": 9.0}
@@ -154,6 +157,43 @@ def test_a_failure_becomes_its_code_by_one_request(bench: Bench, mode: str, outc
         assert reply.usage == most_usage(REQUEST, {**OPTIONS, **REQUEST.options}) and sum(reply.usage[:4]) >= billed
     else:
         assert sum(reply.usage[:4]) == told == billed
+
+
+def test_any_json_becomes_a_reply() -> None:
+    """20,000 answers and errors with members that are missing or of another type: none raises, and each has a code."""
+    dice, deep = random.Random(6), json.loads('{"a":' * 900 + "1" + "}" * 900)
+    asked = Asked(b"an image", "words", 7, 280, {})
+    whole = response(json.dumps(caption(asked)), Tokens(7, 280, 450, 3), "m")
+    errors = [mode.body() for mode in MODES.values() if isinstance(mode, Fault)]
+    most = Usage(1, 1, 1, 1, True)
+    for _ in range(10_000):
+        answer, error = json.loads(json.dumps(whole)), json.loads(json.dumps(dice.choice(errors)))
+        for _ in range(dice.randrange(1, 4)):
+            spoil(answer, dice, deep)
+            spoil(error, dice, deep)
+        for reply in (
+            gemini_reply.of_answer(answer, most),
+            gemini_reply.of_answer(error, most),
+            gemini_errors.of_error(dice.choice((0, 200, 400, 429)), error),
+        ):
+            cleaned = gemini_reply.clean(reply, CANARY)
+            assert cleaned.code in CODES and len(cleaned.detail) <= 200 and (cleaned.usage is None or min(cleaned.usage[:4]) >= 0)
+
+
+def spoil(value: Any, dice: random.Random, deep: Any) -> None:
+    """One member, anywhere, becomes something else or is taken away."""
+    while isinstance(value, dict | list) and value:
+        at = dice.choice(list(value)) if isinstance(value, dict) else dice.randrange(len(value))
+        if isinstance(value[at], dict | list) and value[at] and dice.random() < 0.8:
+            value = value[at]
+            continue
+        if dice.random() < 0.2:
+            del value[at]
+        else:
+            value[at] = dice.choice(
+                (None, "", "words", "PROHIBITED_CONTENT", 7, -1, 10**30, 0.5, True, float("nan"), [], {}, [[]], [{}], [None], deep)
+            )
+        return
 
 
 def test_a_clean_answer_is_a_whole_caption_with_its_tokens(bench: Bench, server: GeminiServer) -> None:
