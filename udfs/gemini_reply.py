@@ -119,14 +119,14 @@ def _text(candidate: Mapping[str, Any]) -> str | None:
     return "".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
-def _usage(told: Any, most: Usage, said: bool) -> Usage:
-    """usageMetadata -> what is billed. What is missing or no number is taken for the most that it can be. said: there was a text."""
+def _usage(told: Any, most: Usage, spoke: bool) -> Usage:
+    """usageMetadata -> what is billed. What is missing or no number is taken for the most that it can be. spoke: there was a text."""
     if not isinstance(told, dict):
         return most
     names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount", "totalTokenCount")
     prompt, output, thoughts, tools, total = (_number(told.get(name)) for name in names)
     odd = any(told.get(name) is not None and _number(told[name]) is None for name in names)
-    if odd or prompt is None or (output is None and total is None and said):
+    if odd or prompt is None or (output is None and total is None and spoke):
         return most
     output, thoughts, prompt = output or 0, thoughts or 0, prompt + (tools or 0)
     output = max(output, (total or 0) - prompt - thoughts)
