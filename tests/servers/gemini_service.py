@@ -58,6 +58,7 @@ class Service:
 
     def __init__(self, script: Mapping[str, Any] | None = None) -> None:
         self.script = json.loads(json.dumps(SCRIPT))
+        self.in_flight = 0
         self.order(script or {})
         self.forget()
 
@@ -73,7 +74,8 @@ class Service:
     def forget(self) -> None:
         """Every count begins anew."""
         self.by_body, self.by_image, self.modes = Counter[str](), Counter[str](), Counter[str]()
-        self.requests = self.others = self.answered = self.limited = self.in_flight = self.most_in_flight = 0
+        self.requests = self.others = self.answered = self.limited = 0
+        self.most_in_flight = self.in_flight  # who is there now will still leave
         self.billed, self.told, self.batch_billed = Tokens(), Tokens(), Tokens()
         self.headers: dict[str, list[str]] = {}
         self.last: dict[str, Any] = {}
