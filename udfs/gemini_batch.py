@@ -1,0 +1,198 @@
+"""Gemini's Batch mode: half the price, results within a day. Requests -> JSONL files of bounded size -> jobs -> a Reply per key, by the words of
+the online path.
+
+A job is bought once: its display name is made of its keys; the caller notes the intent durably before the job is created, and after a restart
+`submit` finds the job by listing instead of creating a second one. What a job that ended did not answer is missing: it goes into a next round, alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from google.genai import types
+
+from udfs import gemini_errors, gemini_reply
+from udfs.caption_call import Reply, Usage
+from udfs.caption_request import Request
+from udfs.gemini import GeminiEngine, generation, most_usage, of_exception
+
+LARGEST_FILE = 256 << 20  # bytes; the service takes 2 GB
+MOST_ROWS = 10_000
+PAGE = 100  # jobs of one listing
+ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "FAILED", "CANCELLED")
+T = TypeVar("T")
+
+
+class BatchFault(Exception):
+    """A call about files or jobs failed; `reply` says how, in the words of a try (RETRY: the same call may succeed later)."""
+
+    def __init__(self, what: str, reply: Reply) -> None:
+        super().__init__(f"{what}: {reply.code}: {reply.detail}")
+        self.reply = reply
+
+
+class Part(NamedTuple):
+    """A file of requests: path, keys in the order of its lines, name: of its job, the same for the same keys and round; most: key -> Usage."""
+
+    path: Path
+    keys: tuple[str, ...]
+    name: str
+    most: Mapping[str, Usage]
+
+
+class Collected(NamedTuple):
+    """replies: key -> Reply; missing: keys without one, in order: to be asked again in a next round; state: one of ENDED."""
+
+    replies: dict[str, Reply]
+    missing: tuple[str, ...]
+    state: str
+
+
+def body(request: Request, image: bytes, mime: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """-> generateContent's request body, as the online path sends it."""
+    config = {name: value for name, value in generation(request, options).items() if value is not None}
+    told: dict[str, Any] = {
+        "contents": [
+            {
+                "role": "user",
+                "parts": [{"inlineData": {"data": base64.b64encode(image).decode(), "mimeType": mime}}, {"text": request.prompt}],
+            }
+        ]
+    }
+    if words := config.pop("system_instruction", None):
+        told["systemInstruction"] = {"role": "user", "parts": [{"text": words}]}
+    if safety := config.pop("safety_settings", None):
+        told["safetySettings"] = safety
+    if thinking := config.pop("thinking_config", None):
+        config["thinking_config"] = {_camel(name): value for name, value in thinking.items()}
+    return {**told, "generationConfig": {_camel(name): value for name, value in config.items()}}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def write_parts(
+    asked: Iterable[tuple[Request, bytes, str]],
+    options: Mapping[str, Any],
+    folder: Path,
+    rows: int = MOST_ROWS,
+    size: int = LARGEST_FILE,
+    round_: int = 0,
+) -> Iterator[Part]:
+    """((request, image, media type)s, engine options, an empty folder, most lines and bytes of a file) -> files, each yielded when it is whole.
+    One line that is longer than `size` is a file of its own. round_: 0, and one more for each time that missing ones are asked again.
+    """
+    rest, number = iter(asked), 0
+    ahead = next(rest, None)
+    while ahead is not None:
+        path, most = folder / f"{number:05d}.jsonl", dict[str, Usage]()
+        with path.open("wb") as file:
+            while ahead is not None and len(most) < rows:
+                request, image, mime = ahead
+                settings = {**options, **request.options}
+                line = json.dumps({"key": request.key, "request": body(request, image, mime, settings)}).encode() + b"\n"
+                if most and file.tell() + len(line) > size:
+                    break
+                file.write(line)
+                most[request.key] = most_usage(request, settings)
+                ahead = next(rest, None)
+        yield Part(path, tuple(most), _name(most, round_), most)
+        number += 1
+
+
+def _name(keys: Iterable[str], round_: int) -> str:
+    digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    return f"studbook-{digest[:40]}-{round_}"
+
+
+class GeminiBatch:
+    """options, key: as of GeminiEngine; `timeout` bounds a whole upload or download too. Raises BatchFault where a call fails."""
+
+    def __init__(self, options: Mapping[str, Any], key: str) -> None:
+        self._engine, self._options, self._key = GeminiEngine(options, key), dict(options), key.strip()
+
+    async def submit(self, part: Part, note: Callable[[str], None]) -> str:
+        """-> the job's name at the service ("batches/..."). `note` gets the part's name right before a job is created, and must have written it
+        durably when it returns. A job of this name that exists, in whatever state, is taken.
+        """
+        if (found := await self.find(part.name)) is not None:
+            return found
+        client = self._engine.client().aio
+        sent = await self._call("upload", client.files.upload(file=part.path, config={"mime_type": "jsonl", "display_name": part.name}))
+        note(part.name)
+        job = await self._call(
+            "create", client.batches.create(model=self._options["model"], src=str(sent.name), config={"display_name": part.name})
+        )
+        return str(job.name)
+
+    async def find(self, name: str) -> str | None:
+        """Display name -> the job's name. Of several the first that was made is taken, and the others are cancelled: they would be paid twice."""
+        client = self._engine.client().aio
+        found = [job for job in await self._call("list", self._jobs()) if job.display_name == name]
+        found.sort(key=lambda job: (str(job.create_time), str(job.name)))
+        for other in found[1:]:
+            if _state(other) not in ENDED:
+                await self._call("cancel", client.batches.cancel(name=str(other.name)))
+        return str(found[0].name) if found else None
+
+    async def _jobs(self) -> list[types.BatchJob]:
+        return [job async for job in await self._engine.client().aio.batches.list(config={"page_size": PAGE})]
+
+    async def state(self, job: str) -> str:
+        """-> QUEUED, PENDING, RUNNING, ... or one of ENDED."""
+        return _state(await self._call("get", self._engine.client().aio.batches.get(name=job)))
+
+    async def collect(self, job: str, part: Part) -> Collected | None:
+        """A job that ended -> its replies and what is missing; None: it has not ended."""
+        client = self._engine.client().aio
+        known = await self._call("get", client.batches.get(name=job))
+        if (state := _state(known)) not in ENDED:
+            return None
+        replies: dict[str, Reply] = {}
+        if known.dest is not None and known.dest.file_name:
+            with tempfile.TemporaryFile() as results:
+                await self._call("download", client.files.download(file=known.dest.file_name, destination=results))
+                results.seek(0)
+                for line in results:
+                    self._read(line, part.most, replies)
+        return Collected(replies, tuple(key for key in part.keys if key not in replies), state)
+
+    def _read(self, line: bytes, most: Mapping[str, Usage], replies: dict[str, Reply]) -> None:
+        """One line of results into `replies`. A line of no known key, or that is cut off, is as good as missing; of two the first counts."""
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        key = told.get("key") if isinstance(told, dict) else None
+        if not isinstance(key, str) or key not in most or key in replies:
+            return
+        if told.get("response") is not None:
+            reply = gemini_reply.of_answer(told["response"], most[key])
+        elif isinstance(told.get("error"), dict):
+            reply = gemini_errors.of_error(0, told)
+        else:
+            return
+        replies[key] = gemini_reply.clean(reply, self._key)
+
+    async def _call(self, what: str, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except Exception as error:  # noqa: BLE001  (the edge: the SDK's exceptions hold the key and whole bodies)
+            reply = gemini_reply.clean(of_exception(error, Usage(0, 0, 0, 0)), self._key)._replace(usage=None)
+        raise BatchFault(what, reply)
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+def _state(job: Any) -> str:
+    """JOB_STATE_SUCCEEDED, and BATCH_STATE_PARTIALLY_SUCCEEDED, which the SDK passes on as it is -> the last word."""
+    return str(getattr(job.state, "value", job.state)).rpartition("STATE_")[2]
