@@ -225,8 +225,8 @@ def parse(data: bytes) -> Part:
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {header['format']}, this code reads {FORMAT}")
     records = tuple(_record(line) for line in lines)
-    told = (header[name] for name in ("partition", "attempt", "number", "kind"))
-    return Part(*told, Terms(**header["terms"]), header["calls"], header["spent"], records, header["reason"])
+    whose = header["partition"], header["attempt"], header["number"], header["kind"]
+    return Part(*whose, Terms(**header["terms"]), header["calls"], header["spent"], records, header["reason"])
 
 
 def _lines(header: dict[str, Any], records: Sequence[Record]) -> bytes:

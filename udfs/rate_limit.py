@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 BUCKET = 2.0  # calls that may be made up for: timers wake late
 STEP, LEAST = 0.92, 0.5  # factors of the first step, and of the largest
@@ -136,12 +137,6 @@ class Limiter:
 
 async def pause(seconds: float, stop: asyncio.Event) -> None:
     """Sleeps, or until `stop` is set."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.Future[None] = loop.create_future()
-    handle = loop.call_later(seconds, lambda: timer.done() or timer.set_result(None))
-    waiter = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((timer, waiter), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        handle.cancel()
-        waiter.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
