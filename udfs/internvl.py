@@ -6,6 +6,8 @@ Images are taken by their number of tiles, the most first: batches waste little 
 on the left, decoding and tiling run in threads ahead of the model, generation is greedy: the same images give the same answers whatever stands beside
 them, but for the last digits of floats in another batch.
 
+Cost of preparing a 1024 x 768 JPEG at 448 pixels a tile [measured, 2 shared AMD cores]: 64 CPU-ms at max_tiles 1, 219 at 4, 387 at 12.
+
 The schema goes into the prompt as text, and nothing holds the model to it: caption_answer.check says what its answer is worth.
 """
 

@@ -93,8 +93,8 @@ def _of_message(message: Mapping[str, Any], finish: str, usage: Usage) -> Reply:
 def _text(content: Any) -> str | None:
     """A message's content, a text or a list of parts -> its text; None for another shape."""
     if isinstance(content, list):
-        texts = [part.get("text", "") if isinstance(part, dict) else None for part in content]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        texts = [part.get("text", "") for part in content if isinstance(part, dict)]
+        return "".join(map(str, texts)) if len(texts) == len(content) and all(isinstance(text, str) for text in texts) else None
     return "" if content is None else content if isinstance(content, str) else None
 
 
