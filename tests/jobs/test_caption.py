@@ -29,7 +29,9 @@ def settings(tmp_path: Path, make_settings: MakeSettings) -> Settings:
         write_image(tmp_path / f"images/{number}.png", number)
         about = {
             "tags": '["fox","snow","outdoors"]' if number < 5 else "[]",
-            "caption": f'"A red fox number {number} stands in deep snow. Behind the fox grows a row of dark firs."' if number < 4 else "null",
+            "caption": f'"A red fox number {number} stands in deep snow. Behind the fox grows a row of dark firs."'
+            if number < 4
+            else "null",
         }
         lines.append(f'{{"file": "{number}.png", "tags": {about["tags"]}, "caption": {about["caption"]}}}\n')
     (tmp_path / "images/list.jsonl").write_text("".join(lines))
@@ -102,7 +104,7 @@ def test_options_of_pace_are_not_in_the_fingerprint_and_those_of_the_request_are
 
 def test_a_tokenizer_that_is_not_there_stops_the_stage(settings: Settings, make_lake: Callable[[Settings], Lake]) -> None:
     captions = settings.captions.model_copy(update={"tokenizer": "/nowhere", "tokenizer_sha256": "0" * 64})
-    with pytest.raises(Mistake, match="no tokenizer.json in /nowhere"):
+    with pytest.raises(Mistake, match=r"no tokenizer\.json in /nowhere"):
         caption.run(make_lake(settings), settings.model_copy(update={"captions": captions}))
 
 
