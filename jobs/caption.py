@@ -47,7 +47,7 @@ def check(settings: Settings) -> None:
 
 
 def rules_of(prompt: PromptFile) -> Rules:
-    return Rules(prompt.bands, prompt.banned, prompt.most_tags, prompt.most_ocr, prompt.language, prompt.contradictions)
+    return Rules({**prompt.bands}, prompt.banned, prompt.most_tags, prompt.most_ocr, prompt.language, prompt.contradictions)
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:

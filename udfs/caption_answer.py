@@ -160,17 +160,23 @@ def _skip(text: str, at: int) -> int:
 
 def _of_part(part: str, value: Any, rules: Rules, count: Callable[[str], int]) -> Fault | None:
     """Type, characters, lengths."""
-    is_list = part in LISTS
-    if not isinstance(value, list if is_list else str) or (is_list and not all(isinstance(one, str) for one in value)):
-        return Fault(part, "wrong_type", f"{type(value).__name__}, expected {'a list of strings' if is_list else 'a string'}")
-    if found := _of_characters(part, value if is_list else [value]):
-        return found
-    if part == "language":
-        if not _LANGUAGE.fullmatch(value):
-            return Fault(part, "language", f"{value[:20]!r} is no ISO 639-1 code")
-        return None if value == rules.language else Fault(part, "language", f"{value}, asked was {rules.language}")
-    if is_list:
-        return _of_list(part, value, rules.most_tags if part == "tags" else rules.most_ocr)
+    if part in LISTS:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            return Fault(part, "wrong_type", f"{type(value).__name__}, expected a list of strings")
+        most = rules.most_tags if part == "tags" else rules.most_ocr
+        return _of_characters(part, value) or _of_list(part, value, most)
+    if not isinstance(value, str):
+        return Fault(part, "wrong_type", f"{type(value).__name__}, expected a string")
+    return _of_characters(part, [value]) or (_of_language if part == "language" else _of_text)(part, value, rules, count)
+
+
+def _of_language(part: str, value: str, rules: Rules, count: Callable[[str], int]) -> Fault | None:
+    if not _LANGUAGE.fullmatch(value):
+        return Fault(part, "language", f"{value[:20]!r} is no ISO 639-1 code")
+    return None if value == rules.language else Fault(part, "language", f"{value}, asked was {rules.language}")
+
+
+def _of_text(part: str, value: str, rules: Rules, count: Callable[[str], int]) -> Fault | None:
     if not value.strip():
         return Fault(part, "empty", "no word")
     fewest, most = rules.bands[part]
