@@ -88,8 +88,10 @@ def _images(first: int, count: int) -> dict[str, Any]:
     return {
         "image_id": [hashlib.sha256(data).digest() for data in files],
         "bytes": files,
-        "captions": [json.dumps([{"kind": "alt_text", "text": f"picture {n}"}]).encode() for n in range(first, first + count)],
+        "captions": [json.dumps([{"id": "a", "kind": "alt_text", "text": f"picture {n}"}]).encode() for n in range(first, first + count)],
         "score": [n % 10 for n in range(count)],
+        "rating": ["safe"] * count,
+        "style_cluster": [n % 12 for n in range(count)],
         "width": [width for width, _ in sizes],
         "height": [height for _, height in sizes],
     }

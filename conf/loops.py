@@ -110,6 +110,9 @@ class TrainDiffusion(Loop):
     captions: dict[
         str, Annotated[float, Field(gt=0)]
     ] = {}  # kind of caption -> how often it is taken beside the others; {}: all texts alike
+    # v7: one prompt in V7's order; varied: another length, order and choice of tags, score, rating and style in each epoch
+    # (udfs/compose_prompt.py); None: one of the texts as it is, by `captions`
+    mix: Literal["v7", "varied"] | None = None
     times: Literal["uniform", "logit_normal"] = "logit_normal"  # how t is drawn (0 the image, 1 the noise); logit_normal as for AuraFlow
     time_shift: Annotated[float, Field(gt=0)] = 1.0  # of the t that are drawn; AuraFlow samples with 1.73
     held_out: Positive = 64  # rows of the bucket held_out for the loss by t
@@ -118,4 +121,6 @@ class TrainDiffusion(Loop):
     def _picture_is_on_the_grid(self) -> TrainDiffusion:
         if self.image_size % 16 or self.image_size > 1536:
             raise ValueError(f"image_size: given {self.image_size}, expected a multiple of 16 up to 1536 (96 x 96 patches of 16 pixels)")
+        if self.mix is not None and self.captions:
+            raise ValueError(f"captions: given {dict(self.captions)} beside mix {self.mix}, which says itself how often each kind is taken")
         return self

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import command, embedding, export_selection, occurrences, ordering, progress, rejects, snapshot, waves
+from jobs import command, embedding, export_selection, occurrences, ordering, progress, prompt_facts, rejects, snapshot, waves
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.waves import Plan, Projection, Stage
@@ -33,9 +33,11 @@ NAME = "export-images"
 KIND = snapshot.IMAGES
 TEXTS = 1_000  # of one image at most: a placeholder picture has thousands of sources
 NO_SCORE = -1
+TEXT = "array<struct<id:string,kind:string,text:string>>"
 UNIT = "files"
 NAMED = 5  # unreadable images that are named on the screen; all are in `rejects`
-CONTENT = ("image_id", "captions", "score", "width", "height", "bucket")
+MARKS = ("score", "rating", "style_cluster")  # -1 and "": none
+CONTENT = ("image_id", "captions", *MARKS, "width", "height", "bucket")
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | None = None) -> None:
@@ -45,7 +47,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
 
 def export(lake: Lake, settings: Settings, selection: str, scores: str, versions: dict[str, int], plan_only: bool = False) -> None:
     """One selection, with the tables at `versions`; `scores`: the fingerprint that it was made by."""
-    rows = planned(lake, settings, selection, versions)
+    rows = planned(lake, settings, selection, scores, versions)
     id_, count = snapshot.identity(KIND, rows.select(*CONTENT), settings)
     if count == 0:
         raise Mistake(
@@ -77,25 +79,37 @@ def export(lake: Lake, settings: Settings, selection: str, scores: str, versions
     print(f"{NAME}: {_told(lake, root)}")
 
 
-def planned(lake: Lake, settings: Settings, selection: str, versions: dict[str, int]) -> DataFrame:
+def planned(lake: Lake, settings: Settings, selection: str, scores: str, versions: dict[str, int]) -> DataFrame:
     """-> CONTENT, and `addresses` of every source of the image, the latest first."""
     chosen = lake.read("selections").where(F.col("selection") == selection)
     chosen = chosen.select("image_id", F.coalesce("score", F.lit(NO_SCORE)).alias("score"))
+    known = prompt_facts.gather(lake, settings, scores).drop("score")
     images = lake.read("images", versions["images"]).select("image_id", "width", "height")
     sources = lake.read("sources", versions["sources"])
-    told = sources.groupBy("image_id").agg(captions().alias("captions"), embedding.addresses().alias("addresses"))
-    return chosen.join(images, "image_id").join(told, "image_id").withColumn("bucket", snapshot.bucket(settings))
+    told = sources.groupBy("image_id").agg(texts().alias("texts"), embedding.addresses().alias("addresses"))
+    rows = chosen.join(images, "image_id").join(told, "image_id").join(known, "image_id", "left")
+    made = {
+        "captions": F.to_json(F.concat("texts", F.coalesce("captions", F.array().cast(TEXT)))).cast("binary"),
+        "rating": F.coalesce("rating", F.lit("")),
+        "style_cluster": F.coalesce("cluster", F.lit(NO_SCORE)),
+    }
+    return rows.withColumns(made).drop("texts", "cluster").withColumn("bucket", snapshot.bucket(settings))
 
 
-def captions() -> Column:
-    """Aggregate over the sources of an image -> its texts as JSON: every alt text, the latest first, then all its tags as one text."""
+def texts() -> Column:
+    """Aggregate over the sources of an image -> TEXT: every alt text, the latest first, then all its tags as one text."""
     alt_texts = F.transform(occurrences.newest_first(TEXTS, "alt_text"), lambda one: one["alt_text"])
     alt_texts = F.filter(alt_texts, lambda text: F.trim(text) != "")
     tags = F.flatten(F.transform(occurrences.newest_first(TEXTS, "tags"), lambda one: one["tags"]))
     joined = F.array_join(F.array_distinct(tags), ", ")
-    told = F.transform(alt_texts, lambda text: F.struct(F.lit("alt_text").alias("kind"), text.alias("text")))
-    tagged = F.array(F.struct(F.lit("tags").alias("kind"), joined.alias("text")))
-    return F.to_json(F.concat(told, F.filter(tagged, lambda one: one["text"] != ""))).cast("binary")
+    told = F.transform(alt_texts, lambda text: _text("alt_text", text))
+    return F.concat(told, F.filter(F.array(_text("source_tags", joined)), lambda one: one["text"] != ""))
+
+
+def _text(kind: str, text: Column) -> Column:
+    """A source's text under an id that it keeps; those of captioners have ids of their own (jobs/prompt_facts.py)."""
+    named = F.concat(F.lit(f"{kind}/"), F.substring(F.sha2(text, 256), 1, 16))
+    return F.struct(named.alias("id"), F.lit(kind).alias("kind"), text.alias("text"))
 
 
 def compute(files: DataFrame, settings: Settings, root: str, export: str) -> DataFrame:
@@ -127,7 +141,7 @@ def _plan(stage: Stage, settings: Settings, rows: DataFrame) -> Plan:
     """CONTENT and addresses -> the plan of the files. Deterministic in the export: a killed run's files are this run's too."""
     order = [F.col("bucket"), F.xxhash64(F.lit(settings.export.seed), "image_id"), F.col("image_id")]
     numbered, _ = ordering.numbered(stage.lake, rows, order, stage.lake.area("_staging", stage.name, stage.run_id, "ordered-rows"))
-    one = F.struct("at", "image_id", "captions", "score", "width", "height", "addresses")
+    one = F.struct("at", "image_id", "captions", *MARKS, "width", "height", "addresses")
     images = F.sort_array(F.collect_list(one)).alias("images")
     filed = snapshot.place(numbered, settings.export.image_rows_per_file).groupBy("bucket", "file").agg(images)
     return stage.plan(filed.withColumn("cost", F.size("images")), ["bucket", "file"])

@@ -1,4 +1,4 @@
-"""All texts of an image -> the one that it is trained with in this epoch.
+"""All texts of an image -> the one, or the prompt composed of some, that it is trained with in this epoch.
 
 The choice is a hash of (seed, epoch, image id): the same on any rank, in any batch, after any restart and at any world size,
 and another one in the next epoch. So variety costs no copies of the data and no state.
@@ -8,29 +8,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from conf.section import Mistake
+from udfs import compose_prompt
+
+MIXES = {"v7": compose_prompt.V7, "varied": compose_prompt.VARIED}
 
 
 class Caption(NamedTuple):
+    """id: of its row in `captions`; of a source's text, made from the text."""
+
     kind: str
     text: str
+    id: str
 
 
 _LIST = TypeAdapter(list[dict[str, str]])
 
 
 def choose(raw_json: bytes, image_id: bytes, seed: int, epoch: int, shares: Mapping[str, float], no_text: float) -> str:
-    """[{"kind": "short", "text": "..."}, ...] as UTF-8 JSON -> one of the texts, "" in `no_text` of the cases or when there is none to take.
+    """[{"id": "...", "kind": "short", "text": "..."}, ...] as UTF-8 JSON -> one of the texts, "" in `no_text` of the cases or when there is none to take.
 
     With `shares` a kind is drawn by its share among the kinds that the image has, then one of its texts; kinds that are not in
     `shares` are not taken. Without, all texts are alike. The order of the list does not matter.
     """
     return choose_from(read(raw_json, image_id), image_id, seed, epoch, shares, no_text)
+
+
+def compose(
+    raw_json: bytes,
+    image_id: bytes,
+    marks: tuple[int, str, int],
+    seed: int,
+    epoch: int,
+    mix: str,
+    no_text: float,
+    count: Callable[[str], int],
+    most: int,
+) -> str:
+    """As `choose`, but a prompt of the mix: of its texts, score, rating and style cluster (marks; -1 and "" for none), at most `most` tokens."""
+    if _draw(seed, epoch, image_id)[0] < no_text:
+        return ""
+    texts = [compose_prompt.Caption(one.id, one.kind, one.text) for one in read(raw_json, image_id)]
+    score, rating, cluster = marks
+    known = compose_prompt.Known(image_id, score if score >= 0 else None, rating or None, cluster if cluster >= 0 else None, texts)
+    return compose_prompt.compose(known, MIXES[mix], seed, epoch, count, most).text
 
 
 def choose_from(captions: list[Caption], image_id: bytes, seed: int, epoch: int, shares: Mapping[str, float], no_text: float) -> str:
@@ -48,10 +74,10 @@ def choose_from(captions: list[Caption], image_id: bytes, seed: int, epoch: int,
 def read(raw_json: bytes, image_id: bytes) -> list[Caption]:
     """A row's captions column -> its captions. Raises Mistake naming the image when it is not such a list."""
     try:
-        return [Caption(one["kind"], one["text"]) for one in _LIST.validate_json(raw_json, strict=True)]
+        return [Caption(one["kind"], one["text"], one["id"]) for one in _LIST.validate_json(raw_json, strict=True)]
     except (ValidationError, KeyError):
         raise Mistake(
-            f'image {image_id.hex()}: captions: given {raw_json[:80]!r}, expected a JSON list of {{"kind": ..., "text": ...}}; export again'
+            f'image {image_id.hex()}: captions: given {raw_json[:80]!r}, expected a JSON list of {{"id": ..., "kind": ..., "text": ...}}; export again'
         ) from None
 
 

@@ -27,8 +27,9 @@ TRAIN, HELD_OUT = "train", "held_out"
 METRIC = "held_out_loss"
 COLUMNS = {
     **{"image_id": "binary", "bytes": "binary", "captions": "binary"},
-    **{"score": "int32", "width": "int32", "height": "int32"},
+    **{"score": "int32", "rating": "string", "style_cluster": "int32", "width": "int32", "height": "int32"},
 }
+READ = ("image_id", "bytes", "captions", "score", "rating", "style_cluster")  # columns that a row is made from
 TIME_MEANS = tuple(f"loss_t_q{quarter + 1}" for quarter in range(flow_matching.QUARTERS))
 
 
@@ -143,10 +144,23 @@ class FitImageModel:
     def _arrays(self, rows: feed.Rows, seed: int, epoch: int, no_text: float) -> feed.Arrays:
         ids, settings = rows["image_id"], self.settings
         pixels = [read_pixels(data, one, settings.image_size, self.limits) for data, one in zip(rows["bytes"], ids, strict=True)]
-        texts = [captions.choose(raw, one, seed, epoch, settings.captions, no_text) for raw, one in zip(rows["captions"], ids, strict=True)]
+        texts = [self._text({name: rows[name][number] for name in READ}, seed, epoch, no_text) for number in range(len(ids))]
         tokens, mask, cut = self._tokenize(texts)
         empty = np.array([text == "" for text in texts], dtype=np.float32)
         return {"pixels": np.stack(pixels), "tokens": tokens, "mask": mask, "without_text": empty, "text_cut": cut}
+
+    def _text(self, row: dict[str, Any], seed: int, epoch: int, no_text: float) -> str:
+        settings = self.settings
+        if settings.mix is None:
+            return captions.choose(row["captions"], row["image_id"], seed, epoch, settings.captions, no_text)
+        marks = (int(row["score"]), str(row["rating"]), int(row["style_cluster"]))
+        return captions.compose(
+            row["captions"], row["image_id"], marks, seed, epoch, settings.mix, no_text, self._count, settings.text_length
+        )
+
+    def _count(self, text: str) -> int:
+        with self._tokenizing:
+            return len(self.frozen.tokenizer(text)["input_ids"])
 
     def _tokenize(self, texts: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """-> tokens and mask [n, text_length], and 1 for each text that was cut. As AuraFlowPipeline.encode_prompt does."""
@@ -159,7 +173,7 @@ class FitImageModel:
 
     def _rows_held_out(self) -> feed.Rows:
         if self._held_out is None:
-            self._held_out = feed.read_bucket(self.export, HELD_OUT, ("image_id", "bytes", "captions"), self.settings.held_out)
+            self._held_out = feed.read_bucket(self.export, HELD_OUT, READ, self.settings.held_out)
         return self._held_out
 
 

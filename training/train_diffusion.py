@@ -23,7 +23,7 @@ from conf.settings import Settings, digest
 from training import adapters, feed, fit_image_model, image_model, image_model_cost, loop, process_group, tracker, trainer
 from training.exports import Export, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
-from udfs import decode
+from udfs import compose_prompt, decode
 from udfs.pinned import hash_file
 
 NAME, MODULE, SECTION = "train diffusion", "training.train_diffusion", "train_diffusion"
@@ -39,7 +39,8 @@ def open_rows(settings: Settings, place: str) -> Export:
 def training_digest(settings: Settings, export: Export) -> str:
     """What is trained, from what and on what: not how it is run, and not where the pretrained weights lie."""
     trained = settings.train_diffusion.identity() | {"pretrained": base_of(settings)}
-    return digest(trained, export.sha256, decode.KERNEL_VERSION, TRAINER_VERSION)
+    prompts = None if settings.train_diffusion.mix is None else compose_prompt.KERNEL_VERSION
+    return digest(trained, export.sha256, decode.KERNEL_VERSION, TRAINER_VERSION, prompts)
 
 
 def base_of(settings: Settings) -> str:
@@ -136,7 +137,7 @@ def version_tags(settings: Settings, export: Export, about: Mapping[str, Any], m
         "sha256": digest_of(about["files"]),
         "image_size": str(about["image_size"]),
         "text_length": str(about["text_length"]),
-        "captions": json.dumps(settings.train_diffusion.captions, sort_keys=True),
+        "captions": settings.train_diffusion.mix or json.dumps(settings.train_diffusion.captions, sort_keys=True),
         "export": export.manifest.export,
         "manifest_sha256": export.sha256,
         "made_from": json.dumps(export.manifest.made_from, sort_keys=True),

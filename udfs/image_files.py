@@ -23,10 +23,10 @@ THREADS = 8  # that read a file's images
 _REJECT = f"image_id: BINARY, code: STRING, detail: STRING, transient: BOOLEAN, {addresses.PLACE_SCHEMA}"
 SCHEMA = f"{snapshot.SCHEMA}, refused ARRAY<STRUCT<{_REJECT}>>"
 _INT, _TEXT = pa.int32(), pa.string()
-COLUMNS = pa.schema(
-    [("image_id", pa.binary()), ("bytes", pa.binary()), ("captions", pa.binary()), ("score", _INT), ("width", _INT), ("height", _INT)]
-)
-COMPRESSION = {"image_id": "none", "bytes": "none", "captions": "zstd", "score": "zstd", "width": "zstd", "height": "zstd"}
+_BYTES = pa.binary()
+_OF_IMAGE = {"image_id": _BYTES, "bytes": _BYTES, "captions": _BYTES, "score": _INT, "rating": _TEXT, "style_cluster": _INT}
+COLUMNS = pa.schema(list((_OF_IMAGE | {"width": _INT, "height": _INT}).items()))
+COMPRESSION = {name: "none" if name in ("image_id", "bytes") else "zstd" for name in COLUMNS.names}
 _REFUSED = {"image_id": pa.binary(), "code": _TEXT, "detail": _TEXT, "transient": pa.bool_()}
 _REFUSED |= {"uri": _TEXT, "offset": pa.int64(), "length": pa.int64(), "row_group": _INT, "row": _INT, "column": _TEXT}
 _LINE = pa.schema(
@@ -72,7 +72,9 @@ def _write_file(bucket: str, name: str, images: list[dict[str, Any]], root: str,
     whole = {field.name: pa.chunked_array(columns[field.name]) if field.name == "bytes" else columns[field.name] for field in COLUMNS}
     table = pa.table(whole, schema=COLUMNS)
     # the bytes are compressed and of no use to a dictionary
-    return snapshot.write(table, bucket, name, root, opener, compression=COMPRESSION, use_dictionary=["score"]) | {"refused": refused}
+    return snapshot.write(
+        table, bucket, name, root, opener, compression=COMPRESSION, use_dictionary=["score", "rating", "style_cluster"]
+    ) | {"refused": refused}
 
 
 def _order(image: dict[str, Any]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load
-from jobs import export_images, ingest, snapshot
+from jobs import caption_rows, export_images, ingest, snapshot
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image
 from udfs import image_files
@@ -78,6 +78,10 @@ def export(lake: Lake, settings: Settings) -> None:
     export_images.export(lake, settings, SELECTION, "scores", lake.versions(("images", "sources")))
 
 
+def _text(kind: str, text: str) -> dict[str, str]:
+    return {"id": f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:16]}", "kind": kind, "text": text}
+
+
 def root_of(settings: Settings) -> Path:
     (root,) = Path(settings.export.root).iterdir()
     return root
@@ -103,6 +107,26 @@ def read(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a_second_run_does_nothing(
     lake: Lake, settings: Settings, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    told = caption_rows.fingerprint(settings, settings.captions.tiers[0])
+    row = {
+        "fingerprint": told,
+        "kind": "short",
+        "part": 0,
+        "text": "A dog sits.",
+        "language": "en",
+        "tokens": 3,
+        "tokenizer": "t",
+        "engine": "tags",
+    }
+    row |= {
+        "model": "none",
+        "prompt": "p",
+        "tier": "all",
+        "request": "k",
+        "run": "by hand",
+        "image_id": bytearray(hashlib.sha256((images / "part-1/01.png").read_bytes()).digest()),
+    }
+    lake.append("captions", lake.spark.createDataFrame([row], lake.read("captions").schema), "by hand", 0)
     export(lake, settings)
     manifest, rows = read(root_of(settings))
     assert {path.name for path in root_of(settings).iterdir()} == {"manifest.json", *(file["file"] for file in manifest["files"])}
@@ -110,11 +134,11 @@ def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a
     on_disk = {hashlib.sha256(path.read_bytes()).digest(): path for path in images.rglob("*.png") if path.name != "10.png"}
     assert {row["image_id"] for row in rows} == set(on_disk)
     assert all(hashlib.sha256(row["bytes"]).digest() == row["image_id"] for row in rows)
-    assert {(row["score"], row["width"], row["height"]) for row in rows} == {(7, 48, 32)}
+    assert {(row["score"], row["rating"], row["style_cluster"], row["width"], row["height"]) for row in rows} == {(7, "", -1, 48, 32)}
     by_name = {on_disk[row["image_id"]].name: json.loads(row["captions"]) for row in rows}
-    texts = [{"kind": "alt_text", "text": "a cat"}, {"kind": "alt_text", "text": "the cat"}, {"kind": "tags", "text": "cat, mat, rug"}]
-    assert by_name.get("twin.png", by_name.get("00.png")) == texts
-    assert by_name["01.png"] == [{"kind": "tags", "text": "dog"}]
+    texts = [("alt_text", "a cat"), ("alt_text", "the cat"), ("source_tags", "cat, mat, rug")]
+    assert by_name.get("twin.png", by_name.get("00.png")) == [_text(kind, text) for kind, text in texts]
+    assert by_name["01.png"] == [_text("source_tags", "dog"), {"id": f"{told}/short/0", "kind": "short", "text": "A dog sits."}]
     assert by_name["02.png"] == []
     assert {row["bucket"] for row in rows} == {"train", "held_out"}
     for bucket in ("train", "held_out"):

@@ -16,7 +16,7 @@ TEXTS = [("alt_text", "a cat"), ("long", "a grey cat on a red sofa"), ("long", "
 
 
 def pack(texts: list[tuple[str, str]]) -> bytes:
-    return json.dumps([{"kind": kind, "text": text} for kind, text in texts]).encode()
+    return json.dumps([{"id": text[:5], "kind": kind, "text": text} for kind, text in texts]).encode()
 
 
 def image_id(number: int) -> bytes:
@@ -84,3 +84,15 @@ def test_kinds_that_no_image_has_are_told_and_a_mistake_when_there_is_no_other()
     )
     with pytest.raises(Mistake, match=r"given \['logn'\]; .* nothing would be trained with a text"):
         captions.check_kinds(rows, {"logn": 1.0})
+
+
+def test_a_composed_prompt_knows_its_marks_and_leaves_out_those_that_are_none() -> None:
+    def compose(marks: tuple[int, str, int], no_text: float = 0.0) -> str:
+        return captions.compose(pack(TEXTS), image_id(1), marks, 7, 0, "v7", no_text, lambda text: len(text.split()), 40)
+
+    long = {text for kind, text in TEXTS if kind == "long"}
+    assert compose((7, "safe", 12)) in {f"score_7, rating_safe, style_cluster_12, {text}\ncat, sofa" for text in long}
+    assert compose((-1, "", -1)) in {f"{text}\ncat, sofa" for text in long}
+    assert compose((7, "safe", 12), no_text=1.0) == ""
+    varied = {captions.compose(pack(TEXTS), image_id(1), (7, "safe", 12), 7, epoch, "varied", 0.0, len, 40) for epoch in range(20)}
+    assert len(varied) > 5 and all(len(text) <= 40 for text in varied)

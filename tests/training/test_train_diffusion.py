@@ -32,8 +32,8 @@ def read_sample(count: int) -> list[tuple[bytes, bytes]]:
     rows = []
     for number, line in enumerate((SAMPLE / "metadata.jsonl").read_text().splitlines()[:count]):
         told = json.loads(line)
-        texts = [{"kind": "tags", "text": ", ".join(told["tags"]) or "untagged"}]
-        texts += [] if number % 3 == 0 else [{"kind": "alt_text", "text": told["caption"] or told["title"] or told["style"]}]
+        texts = [{"id": "a", "kind": "tags", "text": ", ".join(told["tags"]) or "untagged"}]
+        texts += [] if number % 3 == 0 else [{"id": "b", "kind": "alt_text", "text": told["caption"] or told["title"] or told["style"]}]
         rows.append(((SAMPLE / told["file"]).read_bytes(), json.dumps([] if number == 3 else texts).encode()))
     return rows
 
@@ -47,7 +47,8 @@ def write_images(folder: Path, spoil: Callable[[dict[str, list[Any]]], object] |
             "image_id": [hashlib.sha256(data).digest() for data, _ in part],
             "bytes": [data for data, _ in part],
             "captions": [captions for _, captions in part],
-            **{name: [5] * len(part) for name in ("score", "width", "height")},
+            **{name: [5] * len(part) for name in ("score", "style_cluster", "width", "height")},
+            "rating": ["safe"] * len(part),
         }
         if spoil and bucket == "train":
             spoil(columns)
@@ -112,6 +113,18 @@ def test_rows_without_text_and_cut_texts_are_told(task: FitImageModel) -> None:
     for text, cut, raw in zip(texts, arrays["text_cut"], rows["captions"], strict=True):
         found = [one["text"] for one in json.loads(raw) if one["text"].startswith(text)]
         assert text == "" or (found and cut == float(len(found[0].encode()) > 23))
+
+
+def test_a_mix_composes_another_prompt_in_each_epoch_that_is_never_cut(place: Path) -> None:
+    task = make_task(settings_of("mix=varied", "no_text=0.0"), place)
+    rows = feed.read_bucket(task.export, "train")
+    arrays = [task.prepare(rows, epoch) for epoch in (0, 1)]
+    texts = [task.frozen.tokenizer.batch_decode(one["tokens"], skip_special_tokens=True) for one in arrays]
+    assert sum(one != other for one, other in zip(*texts, strict=True)) > TRAIN // 2
+    assert all(one["text_cut"].sum() == 0 for one in arrays) and any("score_5" in text for text in texts[0])
+    order = np.random.default_rng(0).permutation(TRAIN)[:7]
+    part = task.prepare({name: column[order] for name, column in rows.items()}, 1)
+    assert np.array_equal(part["tokens"], arrays[1]["tokens"][order])
 
 
 def test_a_rows_loss_is_reproducible_and_reaches_only_what_is_trained(place: Path) -> None:
@@ -214,8 +227,8 @@ def test_the_digest_is_of_what_is_trained_and_not_of_how(place: Path) -> None:
 
     same = [digest(*more) for more in ((), ("micro_batch=2", "zero_stage=3"), ("checkpointing=true", "ranks=2"))]
     assert len(set(same)) == 1
-    others = [digest(one) for one in ("lora={}", "image_size=128", "no_text=0.2", "times=uniform", "captions={tags: 1.0}")]
-    assert len({same[0], *others}) == 6
+    others = [digest(one) for one in ("lora={}", "image_size=128", "no_text=0.2", "times=uniform", "captions={tags: 1.0}", "mix=v7")]
+    assert len({same[0], *others}) == 7
 
 
 def test_a_misspelt_kind_of_caption_stops_the_training_at_its_start(place: Path) -> None:
