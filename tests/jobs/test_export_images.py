@@ -211,7 +211,7 @@ def test_a_run_that_goes_on_after_a_kill_writes_only_the_files_that_lack(
 def wanted_by(lake: Lake, settings: Settings, file: str) -> set[bytes]:
     """The images that the plan puts into a file."""
     bucket, _, number = file.removesuffix(".parquet").rpartition("-")
-    rows = export_images.planned(lake, settings, SELECTION, lake.versions(("images", "sources")))
+    rows = export_images.planned(lake, settings, SELECTION, "scores", lake.versions(("images", "sources")))
     ordered = rows.where(F.col("bucket") == bucket).orderBy(F.xxhash64(F.lit(settings.export.seed), "image_id"), "image_id")
     ids = [bytes(row["image_id"]) for row in ordered.select("image_id").collect()]
     return set(ids[int(number) * 4 : int(number) * 4 + 4])
