@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from conf.build import Select
@@ -54,10 +55,18 @@ def _check_rules(settings: Select) -> None:
         if numeric != (rule.value in facts.NUMBERS):
             fitting = "at_least and at_most" if rule.value in facts.NUMBERS else "within or none_of"
             raise Mistake(f"select.rules.{rule.name}: {rule.value} takes {fitting}")
+        _check_words(f"rules.{rule.name}", rule.value, (*(rule.within or ()), *(rule.none_of or ())))
     for cap in settings.caps:
+        _check_words(f"caps.{cap.name}", cap.value, cap.words)
         for key, value in (("value", cap.value), ("per", cap.per)):
             if value is not None and value not in facts.WORDS:
                 raise Mistake(f"select.caps.{cap.name}: {key}: given {value!r}, allowed {sorted(facts.WORDS)}")
+
+
+def _check_words(where: str, value: str, words: Sequence[str]) -> None:
+    """Raises Mistake for a word that no image can have: misspelt, it would let all pass or none."""
+    if value in facts.CLOSED and (unknown := sorted(set(words) - set(facts.CLOSED[value]))):
+        raise Mistake(f"select.{where}: {value}: given {unknown}, allowed {list(facts.CLOSED[value])}")
 
 
 def _check_sources_of_values(settings: Settings) -> None:

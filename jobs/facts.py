@@ -55,6 +55,13 @@ WORDS = {
     "style_cluster": "styles_version",
     "style_class": "classes_version",
 }
+_TRUTH = ("true", "false")
+CLOSED = {  # value -> all the words that it can be
+    "rating": ("safe", "questionable", "explicit"),
+    "ai_generated": ("declared", "detected", "unknown"),
+    "style_state": ("ok", "blocked", "none"),
+    **dict.fromkeys(("ai_marks", "opt_out", "denied", "has_text"), _TRUTH),
+}
 MADE = {"flags": "flags_version", "styles": "styles_version", "classes": "classes_version"}  # tables that need not be there for a selection
 TABLES = ("images", "sources", "pixels", "scores", "rejects", *MADE)
 # value -> kernels of detectors of which one tells it

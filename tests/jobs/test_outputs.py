@@ -81,3 +81,16 @@ def test_a_missing_file_of_a_detector_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(Mistake, match="detector tags: weights: no file at /nowhere"):
         checks._check_models(demo(detectors=[str(tmp_path / "tagger.yaml")]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("select.rules=[{name: r, value: rating, within: [saef]}]", r"select.rules.r: rating: given \['saef'\], allowed \['safe'"),
+        ("select.rules=[{name: r, value: has_text, none_of: ['yes']}]", r"has_text: given \['yes'\], allowed \['true', 'false'\]"),
+        ("select.caps=[{name: c, value: ai_generated, words: [ai], at_most: 3}]", r"select.caps.c: ai_generated: given \['ai'\]"),
+    ],
+)
+def test_a_word_that_no_image_can_have_is_refused_before_spark_starts(change: str, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        checks.check(load(DEMO, [change]))

@@ -22,6 +22,7 @@ from jobs.lease import Lease, LeaseHeld, LeaseLost
 from jobs.waves import Projection, Stage
 
 MakeLake = Callable[[Settings], Lake]
+WAVES = {"rows": 5, "task_rows": 2}
 TABLE: dict[str, Projection] = {"selections": lambda staged, run: staged.withColumn("run", F.lit(run))}
 
 
@@ -37,12 +38,12 @@ def landed(lake: Lake) -> list[int]:
 
 @pytest.fixture
 def lake(make_settings: Callable[..., Settings], make_lake: MakeLake) -> Lake:
-    return make_lake(make_settings())
+    return make_lake(make_settings(waves=WAVES))
 
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    return make_settings()
+    return make_settings(waves=WAVES)
 
 
 def test_a_plan_is_cut_into_waves_of_contiguous_ranges_and_lands_every_row_once(lake: Lake, settings: Settings) -> None:
