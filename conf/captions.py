@@ -18,19 +18,11 @@ STAND_IN = "utf8-bytes/4"
 
 
 class Key(Frozen):
-    """Where a worker finds a secret; the secret itself never stands in a config."""
+    """Where a worker finds a secret; the secret itself never stands in a config. On Databricks the cluster sets the variable from its secret scope:
+    `{{secrets/SCOPE/KEY}}`.
+    """
 
-    environment: str | None = None
-    databricks_scope: str | None = None
-    databricks_key: str | None = None
-
-    @model_validator(mode="after")
-    def _is_one_place(self) -> Key:
-        if (self.environment is None) == (self.databricks_scope is None) or (self.databricks_scope is None) != (
-            self.databricks_key is None
-        ):
-            raise ValueError("key: give environment, or databricks_scope and databricks_key")
-        return self
+    environment: Name
 
 
 class Captioner(Frozen):
@@ -44,7 +36,7 @@ class Captioner(Frozen):
     media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
     safety: Literal["off", "none", "default"] = "off"  # gemini: thresholds of the adjustable filters
     max_output_tokens: Positive = 4_096  # thoughts among them
-    timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     tries: Positive = 5  # of one request that may succeed later
     repairs: Annotated[int, Field(ge=0, le=1)] = 1  # more requests after an answer that was refused
     in_flight: Positive = 64  # requests of one task

@@ -14,28 +14,52 @@ from functools import partial, reduce
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from conf.captions import PromptFile, Tier
+from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_rows, command, progress, rejects, waves
+from jobs import caption_paid, caption_rows, command, progress, rejects, waves
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
 from jobs.waves import Projection
 from udfs import caption_offline, caption_row, token_count
-from udfs.caption_answer import Rules
+from udfs.reject import CODES
 
 
 def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     check(settings)
     if plan_only:
-        counts = {row["tier"]: row["count"] for row in caption_rows.pending(lake, settings).groupBy("tier").count().collect()}
-        for tier in settings.captions.tiers:
-            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
-        print(progress.estimate(lake, NAME, sum(counts.values())))
+        tell_plan(lake, settings)
         return
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        plan = stage.plan(caption_rows.about(lake, settings, caption_rows.pending(lake, settings)), ["image_id"])
-        stage.run(plan, lambda inputs: compute(inputs, settings))
+        pending = caption_rows.pending(lake, settings)
+        free, paid = split(settings)
+        plan = stage.plan(caption_rows.about(lake, settings, pending.where(F.col("tier").isin(free))), ["image_id"])
+        if plan.rows or not paid:
+            stage.run(plan, lambda inputs: compute(inputs, settings))
+        number = max(plan.waves, default=-1) + 1
+        for tier in paid:
+            number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+
+
+def split(settings: Settings) -> tuple[list[str], list[Tier]]:
+    """-> (names of the tiers that cost nothing, the paid tiers)."""
+    engines = {name: one.engine for name, one in settings.captions.captioners.items()}
+    tiers = settings.captions.tiers
+    paid = [tier for tier in tiers if engines[tier.captioner] in caption_paid.ENGINES]
+    return [tier.name for tier in tiers if tier not in paid], paid
+
+
+def tell_plan(lake: Lake, settings: Settings) -> None:
+    """Prints images, and of paid tiers money, before anything is sent."""
+    pending = caption_rows.pending(lake, settings)
+    counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
+    free, _ = split(settings)
+    for tier in settings.captions.tiers:
+        if tier.name in free:
+            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
+        else:
+            print(f"{NAME}: {caption_paid.plan(lake, settings, tier, pending.where(F.col('tier') == tier.name))}")
+    print(progress.estimate(lake, NAME, sum(counts.values())))
 
 
 def check(settings: Settings) -> None:
@@ -46,10 +70,6 @@ def check(settings: Settings) -> None:
         raise Mistake(f"captions.{error}") from None
 
 
-def rules_of(prompt: PromptFile) -> Rules:
-    return Rules({**prompt.bands}, prompt.banned, prompt.most_tags, prompt.most_ocr, prompt.language, prompt.contradictions)
-
-
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
     """(image_id, tier, caption_rows.ABOUT) -> staged rows."""
     return reduce(
@@ -58,24 +78,18 @@ def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
 
 
 def _of_tier(inputs: DataFrame, settings: Settings, tier: Tier) -> DataFrame:
-    one, prompt, options = settings.captions.captioners[tier.captioner], load_prompt(settings.captions.prompt), settings.captions
+    prompt, options = load_prompt(settings.captions.prompt), settings.captions
     tokenizer = (options.tokenizer, options.tokenizer_sha256)
-    worker = partial(caption_offline.caption, rules=rules_of(prompt), asked=tier.parts, tokenizer=tokenizer)
-    told = {
-        "fingerprint": caption_rows.fingerprint(settings, tier),
-        "tier": tier.name,
-        "engine": one.engine,
-        "model": caption_rows.name_of(one),
-        "prompt": prompt.name,
-        "tokenizer": token_count.load(*tokenizer).name,
-    }
+    worker = partial(caption_offline.caption, rules=caption_rows.rules_of(prompt), asked=tier.parts, tokenizer=tokenizer)
     rows = inputs.select("image_id", *caption_rows.ABOUT).mapInPandas(worker, caption_row.SCHEMA)
-    return rows.withColumns({name: F.lit(value) for name, value in told.items()})
+    return rows.withColumns(caption_rows.told(settings, tier))
 
 
 def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
     def rejects_of(staged: DataFrame, run: str) -> DataFrame | None:
-        reject = F.struct("code", "detail", "transient")
+        named = F.col("code").isin(*CODES)
+        detail = F.when(named, F.coalesce("detail", F.lit(""))).otherwise(F.concat_ws(": ", "code", "detail"))
+        reject = F.struct(F.when(named, F.col("code")).otherwise("not_captioned").alias("code"), detail.alias("detail"), "transient")
         refused = staged.withColumn("reject", F.when(F.col("state") == caption_row.FAILED, reject))
         return rejects.of_images(lake, refused, NAME, run, settings.waves.attempts)
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.captions import Captioner, Tier
+from conf.captions import Captioner, PromptFile, Tier
 from conf.settings import Settings, digest, load_prompt
 from jobs import classify, deny_lists, facts, flag, occurrences, rejects, score, select_images
 from jobs.lake import Lake
-from udfs import caption_answer, caption_request, caption_tags
+from udfs import caption_answer, caption_request, caption_tags, token_count
+from udfs.caption_answer import Rules
 
 NAME = "caption"
 PACE = frozenset(  # of a captioner: how fast and at what risk it is asked, not what
@@ -30,6 +31,19 @@ def fingerprint(settings: Settings, tier: Tier) -> str:
     own = caption_tags.KERNEL_VERSION if one.engine == "tags" else caption_request.REQUEST_VERSION
     told = digest(prompt, one.model_dump(mode="json", exclude=set(PACE)), sorted(tier.parts), caption_answer.RULES_VERSION, own)
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
+
+
+def told(settings: Settings, tier: Tier) -> dict[str, Column]:
+    """What every staged row of a tier says of its captioner."""
+    one, options = settings.captions.captioners[tier.captioner], settings.captions
+    names = {"fingerprint": fingerprint(settings, tier), "tier": tier.name, "engine": one.engine, "model": name_of(one)}
+    names |= {"prompt": load_prompt(options.prompt).name, "tokenizer": token_count.load(options.tokenizer, options.tokenizer_sha256).name}
+    return {name: F.lit(value) for name, value in names.items()}
+
+
+def rules_of(prompt: PromptFile) -> Rules:
+    """What captions under a prompt version must be."""
+    return Rules({**prompt.bands}, prompt.banned, prompt.most_tags, prompt.most_ocr, prompt.language, prompt.contradictions)
 
 
 def name_of(one: Captioner) -> str:

@@ -111,6 +111,16 @@ def record(request: Request, tried: int, repair: bool, reply: Reply, nano_usd: i
     return Record(request.key, request.image_id.hex(), tried, repair, *told, nano_usd, round(seconds, 3))
 
 
+def next_attempt(opener: Opener, wave: str, partition: int) -> int:
+    """-> the number of an attempt that begins now: Spark's own begins anew when a stage is tried again."""
+    try:
+        return 1 + max((attempt for attempt, _, _ in _listed(opener, f"{wave}/{partition:06d}", [])), default=-1)
+    except Reject as reject:
+        if reject.code != "missing":
+            raise
+        return 0
+
+
 def close(opener: Opener, folder: str) -> None:
     """Marks a wave's folder, or a run's, as closed. Before its journal is listed to be settled."""
     opener.write(f"{folder}/{CLOSED}", b"{}\n")

@@ -34,6 +34,9 @@ CODES: dict[str, tuple[bool, str]] = {
     "manifest_row_invalid": (False, "the manifest row has no address, or it (or a parquet row) has a field of the wrong type"),
     "not_finite": (False, "the model gave NaN or infinity"),
     "out_of_memory": (True, "a model's device had no memory even for this image alone"),
+    "answer_refused": (False, "a captioner's answers passed in no part"),
+    "prohibited": (False, "a captioner's service forbids the picture: nobody is asked again, and nothing else of it is kept"),
+    "not_captioned": (True, "a captioner gave no answer; the detail says why"),
     "nothing_known": (False, "no tag, alt text or text in the picture to compose a caption of"),
     "denied": (False, "a deny list names the picture; nothing else of it is kept"),
 }

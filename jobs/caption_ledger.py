@@ -1,0 +1,132 @@
+"""The journals of paid waves -> what is spent of the budget, the table caption_calls, and the calls that need not be made again.
+
+    _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
+    _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins
+    _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
+
+The rule of the cap and its proof stand in udfs/caption_budget.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any, NamedTuple
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from conf.settings import Settings
+from jobs.lake import Lake, hadoop
+from jobs.lease import landing
+from udfs import caption_budget, caption_journal
+from udfs.reject import Reject
+
+AREA = "_captions"
+MARGIN = 30.0  # seconds by which the clocks of driver and workers may differ over a lease
+EVERY = 2.0  # seconds between two looks at attempts that have not ended
+_ABOUT = re.compile(r"(\d{6})\.about\.json")
+
+
+class Wave(NamedTuple):
+    """One paid wave. about: tier, fingerprint, engine, model."""
+
+    run: str
+    number: int
+    about: dict[str, str]
+
+
+def folder(lake: Lake, run: str, number: int) -> str:
+    """URI of a wave's journal."""
+    return lake.area(AREA, run, f"{number:06d}")
+
+
+def begin(lake: Lake, wave: Wave) -> str:
+    """Notes what a wave is, before its first call -> URI of its journal."""
+    lake.opener.write(f"{folder(lake, wave.run, wave.number)}.about.json", json.dumps(wave.about).encode())
+    return folder(lake, wave.run, wave.number)
+
+
+def settle_all(lake: Lake, settings: Settings, run: str) -> int:
+    """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
+    total = 0
+    for wave in _waves(lake):
+        uri = f"{folder(lake, wave.run, wave.number)}.settled.json"
+        try:
+            total += int(json.loads(lake.opener.read(uri))["nano_usd"])
+        except Reject as reject:
+            if reject.code != "missing":
+                raise
+            total += _settle(lake, settings, run, wave, uri)
+    return total
+
+
+def known(lake: Lake) -> DataFrame | None:
+    """-> (image_id, known: JSON of every call for it that is journaled); None before the first paid call."""
+    if not _waves(lake):
+        return None
+    rows = _records(lake, hadoop(lake.area(AREA, "*", "*")))
+    one = F.struct(*[field for field in rows.columns if field != "part"])
+    told = rows.groupBy("image_id").agg(F.to_json(F.collect_list(one)).alias("known"))
+    return told.select(F.unhex("image_id").alias("image_id"), "known")
+
+
+def _waves(lake: Lake) -> list[Wave]:
+    found = []
+    for run in lake.folders(lake.area(AREA)):
+        for entry in lake.opener.entries(lake.area(AREA, run)):
+            if matched := _ABOUT.fullmatch(entry.uri.rpartition("/")[2]):
+                found.append(Wave(run, int(matched[1]), json.loads(lake.opener.read(entry.uri))))
+    return sorted(found, key=lambda wave: (wave.run, wave.number))
+
+
+def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> int:
+    place = folder(lake, wave.run, wave.number)
+    caption_journal.close(lake.opener, place)
+    watch = caption_budget.Watch(MARGIN)
+    told = False
+    while True:
+        began = time.monotonic()
+        seen = caption_journal.read_wave(lake.opener, place)
+        over = watch.over(began, time.monotonic(), seen.attempts)
+        if over >= seen.attempts.keys():
+            break
+        if not told:
+            print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
+            told = True
+        time.sleep(EVERY)
+    nano = sum(caption_budget.settle(one, True) for one in seen.attempts.values())
+    for strange in seen.strange:
+        if strange.harm:
+            print(f"caption: {strange.uri}: {strange.why}; its attempt counts as its whole share", flush=True)
+    calls = sum(one.calls for one in seen.attempts.values())
+    if calls:
+        with landing(lake, run, settings.waves.lease_seconds):
+            lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
+    lake.opener.write(uri, json.dumps({"nano_usd": nano, "calls": calls}).encode())
+    return nano
+
+
+def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
+    """A wave's journal -> rows of caption_calls."""
+    rows = _records(lake, hadoop(place))
+    told: dict[str, Any] = {name: F.lit(value) for name, value in wave.about.items()}
+    told |= {
+        "request": F.col("key"),
+        "image_id": F.unhex("image_id"),
+        "attempt": F.concat(F.lit(f"{wave.run}/{wave.number:06d}/"), "part"),
+        "estimated": F.coalesce("usage.estimated", F.lit(False)),
+        "seconds": F.col("seconds").cast("float"),
+        "run": F.lit(wave.run),
+    }
+    tokens = {"prompt_tokens": "prompt", "image_tokens": "image", "output_tokens": "output", "thought_tokens": "thoughts"}
+    return rows.withColumns(told | {name: F.col(f"usage.{field}").cast("bigint") for name, field in tokens.items()})
+
+
+def _records(lake: Lake, place: str) -> DataFrame:
+    """Journal parts below a folder -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
+    rows = lake.spark.read.schema(caption_journal.RECORD_SCHEMA).json(f"{place}/*/*-answers.jsonl").where(F.col("key").isNotNull())
+    name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
+    part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
+    return rows.withColumn("part", part)

@@ -1,0 +1,125 @@
+"""Paid captions in a real lake: the real SDK on Spark's workers against the fake Gemini on loopback; money, journal and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import functions as F
+
+from conf.section import Mistake
+from conf.settings import Settings
+from jobs import caption, embed, ingest
+from jobs.lake import Lake
+from tests.jobs.conftest import MakeSettings
+from tests.servers.gemini_server import GeminiServer
+
+MODEL = "gemini-3.8-flash"
+IMAGES = 12
+MakeLake = Callable[[Settings], Lake]
+
+
+@pytest.fixture
+def server() -> Iterator[GeminiServer]:
+    with GeminiServer({}) as started:
+        yield started
+
+
+@pytest.fixture
+def settings(images: Path, make_settings: MakeSettings, server: GeminiServer) -> Callable[..., Settings]:
+    def make(budget: float = 5.0, rows: int = 40, **captioner: Any) -> Settings:
+        # a variable that the workers' JVM has had from its start
+        flash = {"engine": "gemini", "model": MODEL, "key": {"environment": "HOME"}, "base_url": server.url, "media_resolution": "low"}
+        flash |= {"in_flight": 4, "max_output_tokens": 2048, "timeout_seconds": 5.0} | captioner
+        told = {"budget_usd": budget, "captioners": {"flash": flash}, "tiers": [{"name": "all", "captioner": "flash"}]}
+        return make_settings(captions=told, waves={"rows": rows, "task_rows": 20})
+
+    return make
+
+
+@pytest.fixture
+def lake(settings: Callable[..., Settings], make_lake: MakeLake) -> Lake:
+    lake = make_lake(settings())
+    ingest.run(lake, settings())
+    embed.run(lake, settings())
+    return lake
+
+
+def nano(lake: Lake) -> int:
+    summed = lake.read("caption_calls").agg(F.sum("nano_usd").alias("nano")).first()
+    assert summed is not None
+    return int(summed["nano"] or 0)
+
+
+def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
+    lake: Lake, settings: Callable[..., Settings], server: GeminiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption.run(lake, settings(), plan_only=True)
+    assert f"tier all: {IMAGES} images by flash: at most 0." in capsys.readouterr().out and server.counts()["requests"] == 0
+    caption.run(lake, settings(rows=7))
+    assert server.counts()["requests"] == server.counts()["answered"] == IMAGES
+    kinds = {row["kind"]: row["n"] for row in lake.read("captions").groupBy("kind").agg(F.count_distinct("image_id").alias("n")).collect()}
+    assert {kinds[kind] for kind in ("short", "medium", "long", "style", "tags")} == {IMAGES}
+    assert lake.read("captions").where("tokens <= 0 OR model != 'gemini-3.8-flash' OR prompt != 'studbook-1'").isEmpty()
+    bill, calls = server.counts()["billed"], lake.read("caption_calls")
+    assert calls.count() == IMAGES and calls.where("code != 'ok' OR estimated").isEmpty()
+    tokens = calls.agg(*[F.sum(f"{name}_tokens").alias(name) for name in ("prompt", "image", "output", "thought")]).first()
+    assert tokens is not None and (tokens["prompt"] + tokens["image"], tokens["output"] + tokens["thought"]) == (
+        bill["prompt"] + bill["image"],
+        bill["output"] + bill["thoughts"],
+    )
+    assert nano(lake) == pytest.approx(750 * (bill["prompt"] + bill["image"]) + 3_750 * (bill["output"] + bill["thoughts"]), abs=IMAGES)
+    version = lake.version("captions")
+    caption.run(lake, settings())
+    assert server.counts()["requests"] == IMAGES and lake.version("captions") == version
+
+    # the tables are lost; the journal is asked before the service
+    lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
+    caption.run(lake, settings())
+    assert server.counts()["requests"] == IMAGES
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+
+
+def test_a_budget_is_never_passed_and_what_is_left_waits(
+    lake: Lake, settings: Callable[..., Settings], server: GeminiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption.run(lake, settings(budget=0.0))
+    assert server.counts()["requests"] == 0 and f"{IMAGES} images wait: 0.0000 USD of the budget are left" in capsys.readouterr().out
+    cap = 1.5
+    caption.run(lake, settings(budget=cap))
+    asked, said = server.counts()["requests"], capsys.readouterr().out
+    assert 0 < asked <= IMAGES and nano(lake) <= cap * 1e9
+    assert lake.read("captions").select("image_id").distinct().count() == asked
+    assert asked == IMAGES or "images wait" in said
+    assert lake.read("rejects").where("stage = 'caption'").isEmpty()
+
+
+def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_is_asked_again(
+    lake: Lake, settings: Callable[..., Settings], server: GeminiServer
+) -> None:
+    server.order({"always": "block_PROHIBITED_CONTENT"})
+    caption.run(lake, settings())
+    asked = server.counts()["requests"]
+    assert asked == IMAGES
+    rows = lake.read("rejects").where("stage = 'caption'").collect()
+    assert {(row["code"], row["detail"], row["permanent"]) for row in rows} == {("prohibited", "", True)} and len(rows) == IMAGES
+    server.order({"always": ""})
+    caption.run(lake, settings())
+    assert server.counts()["requests"] == asked and lake.read("captions").isEmpty()
+
+
+def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: Callable[..., Settings], server: GeminiServer) -> None:
+    server.order({"always": "400_key"})
+    with pytest.raises(Mistake, match="stopped the job: key_refused"):
+        caption.run(lake, settings())
+    assert server.counts()["requests"] <= 2 * 4  # what was in flight in two tasks
+    server.order({"always": ""})
+    caption.run(lake, settings())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+
+
+def test_a_model_without_a_price_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
+    with pytest.raises(Mistake, match="no price of 'gemini-9'"):
+        caption.run(lake, settings(model="gemini-9"))
