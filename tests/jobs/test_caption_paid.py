@@ -99,23 +99,23 @@ def test_a_budget_is_never_passed_and_what_is_left_waits(
 def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_is_asked_again(
     lake: Lake, settings: Callable[..., Settings], server: GeminiServer
 ) -> None:
-    server.order({"always": "block_PROHIBITED_CONTENT"})
+    server.order(always="block_PROHIBITED_CONTENT")
     caption.run(lake, settings())
     asked = server.counts()["requests"]
     assert asked == IMAGES
     rows = lake.read("rejects").where("stage = 'caption'").collect()
     assert {(row["code"], row["detail"], row["permanent"]) for row in rows} == {("prohibited", "", True)} and len(rows) == IMAGES
-    server.order({"always": ""})
+    server.order(always="")
     caption.run(lake, settings())
     assert server.counts()["requests"] == asked and lake.read("captions").isEmpty()
 
 
 def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: Callable[..., Settings], server: GeminiServer) -> None:
-    server.order({"always": "400_key"})
+    server.order(always="400_key")
     with pytest.raises(Mistake, match="stopped the job: key_refused"):
         caption.run(lake, settings())
     assert server.counts()["requests"] <= 2 * 4  # what was in flight in two tasks
-    server.order({"always": ""})
+    server.order(always="")
     caption.run(lake, settings())
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
 
