@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
@@ -60,6 +61,18 @@ def settle_all(lake: Lake, settings: Settings, run: str) -> int:
                 raise
             total += _settle(lake, settings, run, wave, uri)
     return total
+
+
+def holding(lake: Lake, images: frozenset[str]) -> list[str]:
+    """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
+    parts = []
+    for wave in _waves(lake):
+        place = folder(lake, wave.run, wave.number)
+        for partition in lake.folders(place):
+            parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
+    with ThreadPoolExecutor(8) as pool:
+        held = pool.map(lambda uri: caption_journal.holds(lake.opener, uri, images), parts)
+        return [uri for uri, mine in zip(parts, held, strict=True) if mine]
 
 
 def known(lake: Lake) -> DataFrame | None:

@@ -27,10 +27,11 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, command_line, stop
-from jobs import artifacts, deny, deny_lists, ingest, registry, session, style_sheets, traces, waves, why
+from jobs import artifacts, caption_ledger, deny, deny_lists, ingest, registry, session, style_sheets, traces, waves, why
 from jobs.lake import Lake
 from jobs.lease import Lease, landing
 from jobs.tables import TABLES
+from udfs import caption_journal
 from udfs.opener import to_uri
 from udfs.reject import Reject
 from udfs.traces import Traces
@@ -173,6 +174,10 @@ def _clean_files(lake: Lake, settings: Settings, found: Traces) -> None:
     for folder in trained:
         traces.clean_training(lake, settings, found, folder)
     _tell("folders of trainings", trained)
+    bought = caption_ledger.holding(lake, found.ids)
+    for part in bought:
+        caption_journal.blot(lake.opener, part, found.ids)
+    _tell("journals of paid captions", bought)
     shown = _pages(lake, settings)
     for page in shown:
         lake.opener.delete(page)
@@ -251,6 +256,8 @@ def _tell_plan(lake: Lake, settings: Settings, found: Traces) -> None:
     for what, look in (("export", traces.exports), ("training", traces.trainings), ("staging", traces.staged)):
         for folder in look(lake, settings, found):
             print(f"  {what}: {folder}")
+    for part in caption_ledger.holding(lake, found.ids):
+        print(f"  journal: {part}")
     for page in _pages(lake, settings):
         print(f"  page: {page}")
     if artifacts.reachable(settings):

@@ -222,6 +222,19 @@ def read_records(opener: Opener, wave: str, strange: list[Strange]) -> Iterator[
                 yield from ((part, one) for one in part.records)
 
 
+def holds(opener: Opener, uri: str, image_ids: frozenset[str]) -> bool:
+    """Whether a part has a record of one of the images (hex)."""
+    part = _part(opener, uri, [])
+    return part is not None and any(one.image_id in image_ids for one in part.records)
+
+
+def blot(opener: Opener, uri: str, image_ids: frozenset[str]) -> None:
+    """A part without its records of the images; what it counts and has cost stays. The one change that a part may suffer, for `forget`."""
+    header, *lines = opener.read(uri).rstrip(b"\n").rpartition(b"\n")[0].split(b"\n")
+    body = b"\n".join([header, *(line for line in lines if json.loads(line)["image_id"] not in image_ids)]) + b"\n"
+    opener.write(uri, body + json.dumps({"whole": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+
+
 def parse(data: bytes) -> Part:
     """-> the part. Raises ValueError that says why it is none."""
     body, _, last = data.rstrip(b"\n").rpartition(b"\n")

@@ -11,10 +11,11 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, embed, ingest
+from jobs import caption, caption_ledger, embed, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings
 from tests.servers.gemini_server import GeminiServer
+from udfs import caption_journal
 
 MODEL = "gemini-3.8-flash"
 IMAGES = 12
@@ -75,11 +76,20 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     caption.run(lake, settings())
     assert server.counts()["requests"] == IMAGES and lake.version("captions") == version
 
+    # an image is forgotten: nothing of what was bought for it is left but its cost
+    (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
+    spent = caption_ledger.settle_all(lake, settings(), "test")
+    forget.run(lake, settings(), images=[bytes(victim["image_id"]).hex()])
+    parts = [path for path in Path(settings().lake.root).rglob("*.jsonl") if "_captions" in path.parts]
+    assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
+    assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
+    assert caption_journal.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
+
     # the tables are lost; the journal is asked before the service
     lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
     caption.run(lake, settings())
     assert server.counts()["requests"] == IMAGES
-    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES - 1
 
 
 def test_a_budget_is_never_passed_and_what_is_left_waits(
