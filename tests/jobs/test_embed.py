@@ -26,7 +26,7 @@ MakeLake = Callable[[Settings], Lake]
 def test_every_image_is_embedded_once_with_the_kernels_own_numbers(
     images: Path, make_settings: MakeSettings, make_lake: MakeLake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = make_settings()
+    settings = make_settings(waves={"rows": 5, "task_rows": 2})
     lake = make_lake(settings)
     ingest.run(lake, settings)
     embed.run(lake, settings)

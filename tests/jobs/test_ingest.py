@@ -39,7 +39,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def test_a_folder_becomes_images_and_sources_and_a_second_run_does_nothing(
     images: Path, make_settings: MakeSettings, make_lake: MakeLake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = make_settings()
+    settings = make_settings(waves={"rows": 5, "task_rows": 2})
     lake = make_lake(settings)
     ingest.run(lake, settings, plan_only=True)
     assert "12 inputs pending" in capsys.readouterr().out
