@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from conf.build import Select
-from conf.section import Device, Frozen, Name, Positive
+from conf.section import Frozen, Name, Positive
 
 Tokens = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0)]
 Part = Literal["short", "medium", "long", "style", "tags", "ocr"]
-PAID = ("gemini", "gemini-batch")
 STAND_IN = "utf8-bytes/4"
 
 
@@ -28,8 +27,8 @@ class Key(Frozen):
 class Captioner(Frozen):
     """One engine and how it is asked."""
 
-    engine: Literal["gemini", "gemini-batch", "openai", "internvl", "tags"]
-    model: str | None = None  # gemini, openai: the service's name; internvl: a local `-hf` folder
+    engine: Literal["gemini", "openai", "tags"]
+    model: str | None = None  # the service's name of it
     key: Key | None = None
     base_url: str | None = None  # openai: of the server; gemini: None is the service's own
     api_version: str = "v1"
@@ -42,15 +41,12 @@ class Captioner(Frozen):
     in_flight: Positive = 64  # requests of one task
     requests_per_minute: Positive | None = None  # of the whole job; None: no limit of ours
     max_side: Positive = 1_536  # pixels of the longer side that are sent
-    device: Device = "cpu"  # internvl
-    batch_size: Positive = 8  # internvl
-    max_patches: Positive = 1  # internvl: tiles of an image, 256 tokens each
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Captioner:
         if self.engine != "tags" and self.model is None:
             raise ValueError(f"engine {self.engine}: model: required, not given")
-        if self.engine in PAID and self.key is None:
+        if self.engine == "gemini" and self.key is None:
             raise ValueError(f"engine {self.engine}: key: required, not given; e.g. {{environment: GEMINI_API_KEY}}")
         if self.engine == "openai" and self.base_url is None:
             raise ValueError("engine openai: base_url: required, not given; e.g. http://127.0.0.1:8000/v1")
@@ -72,7 +68,6 @@ class Captions(Frozen):
     budget_usd: Usd = 0.0  # of all paid calls of this lake, ever; 0: no paid call is made
     tokenizer: str = STAND_IN  # a folder with a tokenizer.json (the text encoder's own), or the stand-in
     tokenizer_sha256: str | None = None
-    near_duplicates_share: bool = False  # images with one perceptual hash get one image's answer
     captioners: dict[Name, Captioner] = {"tags": Captioner(engine="tags")}
     tiers: tuple[Tier, ...] = (Tier(name="all", captioner="tags", parts=("short", "medium", "tags", "ocr")),)
 

@@ -77,6 +77,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
     rows, total = _ordered(stage, settings, tier, pending)
     if total == 0:
+        print(f"caption: tier {tier.name}: nothing to do", flush=True)
         return first
     told = bill(settings, tier, _longest_notes(rows))
     attempts, number, at = _task_attempts(lake), first, 0

@@ -20,7 +20,7 @@ from udfs.caption_answer import Rules
 
 NAME = "caption"
 PACE = frozenset(  # of a captioner: how fast and at what risk it is asked, not what
-    {"key", "base_url", "timeout_seconds", "tries", "repairs", "in_flight", "requests_per_minute", "device", "batch_size"}
+    {"key", "base_url", "timeout_seconds", "tries", "repairs", "in_flight", "requests_per_minute"}
 )
 ABOUT = ("tags", "alt_text", "rating", "style", "regions")  # what is told of an image
 
