@@ -15,7 +15,7 @@ import aiohttp
 from google import genai
 from google.genai import errors, types
 
-from udfs import gemini_errors, gemini_reply
+from udfs import caption_reply, gemini_errors, gemini_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 
@@ -157,7 +157,7 @@ class GeminiEngine:
             options = {**self._options, **request.options}
             most, config = most_usage(request, options), self._configured(request, options)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return gemini_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
+            return caption_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
         try:
             parts = [types.Part(inline_data=types.Blob(data=image, mime_type=mime)), types.Part(text=request.prompt)]
             contents = types.Content(role="user", parts=parts)
@@ -166,7 +166,7 @@ class GeminiEngine:
             reply = gemini_reply.of_body((raw.body or "") if raw else "", most)
         except Exception as error:  # noqa: BLE001  (the edge: a try ends with a reply)
             reply = of_exception(error, most)
-        return gemini_reply.clean(reply, self._key)
+        return caption_reply.clean(reply, self._key)
 
     def _configured(self, request: Request, options: Mapping[str, Any]) -> types.GenerateContentConfig:
         """The config of the last request, when it is the same: checking it anew costs more than the rest of a call."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.genai import types
 
-from udfs import gemini_errors, gemini_reply
+from udfs import caption_reply, gemini_errors, gemini_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, generation, most_usage, of_exception
@@ -180,13 +180,13 @@ class GeminiBatch:
             reply = gemini_errors.of_error(0, told)
         else:
             return
-        replies[key] = gemini_reply.clean(reply, self._key)
+        replies[key] = caption_reply.clean(reply, self._key)
 
     async def _call(self, what: str, work: Awaitable[T]) -> T:
         try:
             return await work
         except Exception as error:  # noqa: BLE001  (the edge: the SDK's exceptions hold the key and whole bodies)
-            reply = gemini_reply.clean(of_exception(error, Usage(0, 0, 0, 0)), self._key)._replace(usage=None)
+            reply = caption_reply.clean(of_exception(error, Usage(0, 0, 0, 0)), self._key)._replace(usage=None)
         raise BatchFault(what, reply)
 
     async def close(self) -> None:

@@ -1,16 +1,15 @@
-"""An error of Gemini (HTTP status, or the code of a batch's line, and a body) -> a Reply. Pure; the detail is clipped and cleaned by gemini_reply.clean."""
+"""An error of Gemini (HTTP status, or the code of a batch's line, and a body) -> a Reply. Pure; the detail is clipped and cleaned by caption_reply.clean."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from udfs.caption_call import Reply
+from udfs.caption_reply import LONGEST_WAIT, retry_after
 
-LONGEST_WAIT = 3_600.0  # seconds that a server may ask for
 # google.rpc.Code, as the lines of a batch have it -> the status that HTTP has for it
 HTTP = dict(enumerate((499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401), 1))
 
@@ -101,11 +100,4 @@ def _wait(details: list[dict[str, Any]], headers: Mapping[str, str]) -> float | 
     for one in details:
         if said(one.get("@type")).endswith("google.rpc.RetryInfo") and (found := _DELAY.fullmatch(said(one.get("retryDelay")))):
             return min(float(found.group(1)), LONGEST_WAIT)
-    told = str(headers.get("Retry-After", ""))
-    if re.fullmatch(r"\d{1,9}", told):
-        return min(float(told), LONGEST_WAIT)
-    try:
-        seconds = (parsedate_to_datetime(told) - parsedate_to_datetime(str(headers.get("Date", "")))).total_seconds()
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
+    return retry_after(headers)

@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from udfs.caption_answer import LARGEST
 from udfs.caption_call import Reply, Usage
 from udfs.gemini_errors import of_error, said
 
-LONGEST_DETAIL = 200  # characters
 MOST_TOKENS = 10**9  # of one answer: more is no number to believe
 
 # a finish reason or a block reason -> the reply's code; what is in neither is new
@@ -44,8 +42,6 @@ BLOCKS = frozenset(("SAFETY", "OTHER", "BLOCKLIST", "IMAGE_SAFETY", "MODEL_ARMOR
 
 _OF_ANSWER = {"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"}
 _PROHIBITED = re.compile(r'"(?:finishReason|blockReason)"\s*:\s*"[A-Z_]*PROHIBITED')
-_HALF = re.compile(r"[\ud800-\udfff]")
-_KEY = re.compile(r"AIza[\w-]{20,}|AQ\.[\w-]{20,}")  # as Google's keys look: also one that is not ours is nobody's business
 
 
 def prohibited(body: str) -> bool:
@@ -140,14 +136,3 @@ def _number(value: Any) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 12:  # as protobuf writes 64-bit integers
         value = int(value)
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
-
-
-def clean(reply: Reply, key: str) -> Reply:
-    """Without the key, wherever the server said it; the detail on one line and clipped; nothing but the code of a prohibited one."""
-    if reply.code == "prohibited":
-        return Reply("prohibited", usage=reply.usage)
-    detail, text = reply.detail, reply.text
-    for form in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
-        detail, text = detail.replace(form, "***"), text.replace(form, "***")
-    detail = " ".join(_HALF.sub("?", _KEY.sub("***", detail)).split())
-    return reply._replace(detail="".join(c if c.isprintable() else "?" for c in detail[:LONGEST_DETAIL]), text=text)

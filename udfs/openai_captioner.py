@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from udfs import openai_reply
+from udfs import caption_reply, openai_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 
@@ -56,12 +56,12 @@ class OpenAiCaptioner:
         try:
             most, body = most_usage(request, options), json.dumps(body_of(request, image, mime, options)).encode()
         except (ValueError, TypeError) as error:
-            return openai_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
+            return caption_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
         try:
             reply = await self._post(body, options, most)
         except Exception as error:  # noqa: BLE001  (the edge: a try ends with a reply)
             reply = of_exception(error, most)
-        return openai_reply.clean(reply, self._key)
+        return caption_reply.clean(reply, self._key)
 
     async def _post(self, body: bytes, options: Mapping[str, Any], most: Usage) -> Reply:
         url = f"{str(options['base_url']).rstrip('/')}/chat/completions"

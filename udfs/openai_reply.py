@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from udfs.caption_answer import LARGEST
 from udfs.caption_call import Reply, Usage
+from udfs.caption_reply import retry_after
 
-LONGEST_DETAIL = 200  # characters
-LONGEST_WAIT = 3_600.0  # seconds that a server may ask for
 MOST_TOKENS = 10**9  # of one answer: more is no number to believe
 PROHIBITED = "PROHIBITED_CONTENT"  # a gateway in front of Gemini passes its word on
 
@@ -39,8 +37,6 @@ _FILTER = re.compile(r"content[_ ](?:policy|filter)|content management policy|sa
 _MONEY = re.compile(
     r"insufficient[ _](?:quota|credit|fund|balance)|credits? (?:are |is )?(?:depleted|exhausted)|spend(?:ing)? (?:cap|limit)", re.I
 )
-_HALF = re.compile(r"[\ud800-\udfff]")
-_KEY = re.compile(r"\bsk-[\w*-]{8,}")  # as such keys look, also masked: one that is not ours is nobody's business
 
 
 def of_body(body: str, most: Usage) -> Reply:
@@ -130,7 +126,7 @@ def of_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -
     message = f"HTTP {status}: {error.get('message') or error.get('type') or 'a body that is no error of this API'}"
     if 300 <= status < 400:
         message = f"HTTP {status} to the host {urlsplit(str(headers.get('Location', ''))).hostname}"
-    return Reply(_code(status, json.dumps(error) if error else ""), message, retry_after=_wait(headers))
+    return Reply(_code(status, json.dumps(error) if error else ""), message, retry_after=retry_after(headers))
 
 
 def _code(status: int, said: str) -> str:
@@ -156,26 +152,3 @@ def _code(status: int, said: str) -> str:
     return known.get(status) or (
         "timeout" if status == 504 else "server_error" if status >= 500 or status in (409, 425, 499) else "bad_request"
     )
-
-
-def _wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds of Retry-After: a number, or a date beside the server's own."""
-    told = str(headers.get("Retry-After", ""))
-    if re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", told):
-        return min(float(told), LONGEST_WAIT)
-    try:
-        seconds = (parsedate_to_datetime(told) - parsedate_to_datetime(str(headers.get("Date", "")))).total_seconds()
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
-
-
-def clean(reply: Reply, key: str) -> Reply:
-    """Without the key, wherever the server said it; the detail on one line and clipped; nothing but the code of a prohibited one."""
-    if reply.code == "prohibited":
-        return Reply("prohibited", usage=reply.usage)
-    detail, text = reply.detail, reply.text
-    for form in {key, quote(key, safe=""), json.dumps(key)[1:-1]} - {""}:
-        detail, text = detail.replace(form, "***"), text.replace(form, "***")
-    detail = " ".join(_HALF.sub("?", _KEY.sub("***", detail)).split())
-    return reply._replace(detail="".join(c if c.isprintable() else "?" for c in detail[:LONGEST_DETAIL]), text=text)

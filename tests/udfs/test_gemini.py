@@ -18,7 +18,7 @@ from tests.servers.gemini_answers import Asked, Tokens, caption, response
 from tests.servers.gemini_edits import MODES
 from tests.servers.gemini_modes import Fault
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_answer, gemini_errors, gemini_reply
+from udfs import caption_answer, caption_reply, gemini_errors, gemini_reply
 from udfs.caption_call import ANSWER, CODES, PERMANENT, QUARANTINE, RETRY, STOP, Reply, Usage
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, most_usage
@@ -176,7 +176,7 @@ def test_any_json_becomes_a_reply() -> None:
             gemini_reply.of_answer(error, most),
             gemini_errors.of_error(dice.choice((0, 200, 400, 429)), error),
         ):
-            cleaned = gemini_reply.clean(reply, CANARY)
+            cleaned = caption_reply.clean(reply, CANARY)
             assert cleaned.code in CODES and len(cleaned.detail) <= 200 and (cleaned.usage is None or min(cleaned.usage[:4]) >= 0)
 
 
