@@ -12,7 +12,7 @@ from udfs.caption_call import Reply
 
 LONGEST_DETAIL = 200  # characters
 LONGEST_WAIT = 3_600.0  # seconds
-_HALF = re.compile(r"[\ud800-\udfff]")
+HALF = re.compile(r"[\ud800-\udfff]")
 # as Google's and OpenAI's keys look, also masked: one that is not ours is nobody's business either
 _KEY = re.compile(r"AIza[\w-]{20,}|AQ\.[\w-]{20,}|\bsk-[\w*-]{8,}")
 
@@ -24,7 +24,7 @@ def clean(reply: Reply, key: str) -> Reply:
     detail, text = reply.detail, reply.text
     for form in {key, quote(key, safe=""), json.dumps(key)[1:-1]} - {""}:
         detail, text = detail.replace(form, "***"), text.replace(form, "***")
-    detail = " ".join(_HALF.sub("?", _KEY.sub("***", detail)).split())
+    detail = " ".join(HALF.sub("?", _KEY.sub("***", detail)).split())
     return reply._replace(detail="".join(c if c.isprintable() else "?" for c in detail[:LONGEST_DETAIL]), text=text)
 
 

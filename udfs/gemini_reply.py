@@ -13,6 +13,7 @@ from typing import Any
 
 from udfs.caption_answer import LARGEST
 from udfs.caption_call import Reply, Usage
+from udfs.caption_reply import HALF
 from udfs.gemini_errors import of_error, said
 
 MOST_TOKENS = 10**9  # of one answer: more is no number to believe
@@ -99,7 +100,7 @@ def _of_candidate(text: str | None, finish: str, usage: Usage) -> Reply:
     if code == "ok" and not text.strip():
         return Reply("empty", "a candidate without text", usage=usage)
     # half characters as JSON writes them: the text can be written as UTF-8 anywhere, and says the same
-    text = _HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
+    text = HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
     if len(text) > LARGEST:  # one character too many is enough for the check that refuses it
         return Reply(code, f"{len(text)} characters, {LARGEST + 1} of them kept", text[: LARGEST + 1], usage)
     return Reply(code, "" if code == "ok" else finish, text, usage)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from udfs.caption_answer import LARGEST
 from udfs.caption_call import Reply, Usage
-from udfs.caption_reply import retry_after
+from udfs.caption_reply import HALF, retry_after
 
 MOST_TOKENS = 10**9  # of one answer: more is no number to believe
 PROHIBITED = "PROHIBITED_CONTENT"  # a gateway in front of Gemini passes its word on
@@ -80,7 +80,7 @@ def _of_message(message: Mapping[str, Any], finish: str, usage: Usage) -> Reply:
     if code == "ok" and not text.strip():
         return Reply("empty", "a message without text", usage=usage)
     # half characters as JSON writes them: the text can be written as UTF-8 anywhere, and says the same
-    text = _HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
+    text = HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
     if len(text) > LARGEST:  # one character too many is enough for the check that refuses it
         return Reply(code, f"{len(text)} characters, {LARGEST + 1} of them kept", text[: LARGEST + 1], usage)
     return Reply(code, "" if code == "ok" else finish, text, usage)
