@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from pyspark import TaskContext
@@ -128,7 +128,7 @@ def _longest_notes(rows: DataFrame) -> int:
 def _task_attempts(lake: Lake) -> int:
     """-> how often Spark tries a task: spark.task.maxFailures, of local[N,F] F."""
     context = lake.spark.sparkContext
-    if local := re.fullmatch(r"local(?:\[[^,\]]+(?:,(\d+))?\])?", context.master):
+    if local := re.fullmatch(r"local(?:\[[^,\]]+(?:,(\d+))?\])?", context.master or ""):
         return int(local[1] or 1)
     return int(context.getConf().get("spark.task.maxFailures") or 4)
 
@@ -178,7 +178,7 @@ def on_worker(
     for frame in caption_run.run(
         [rows], caption_work.work(tier), lambda: caption_work.engine(tier.captioner), kept, price, Rate(rate), how
     ):
-        yield pd.DataFrame(caption_row.counted(frame.to_dict("records"), count), columns=caption_row.COLUMNS)
+        yield pd.DataFrame(caption_row.counted(cast(list[dict[str, Any]], frame.to_dict("records")), count), columns=caption_row.COLUMNS)
 
 
 def plan(lake: Lake, settings: Settings, tier: captions.Tier, pending: DataFrame) -> str:
