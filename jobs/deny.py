@@ -57,10 +57,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 def matches(lake: Lake, settings: Settings, lists: list[DenyList], identity: str) -> DataFrame:
     """Images that the lists name and no reject yet -> rows of `rejects`, without `run`."""
     images = deny_lists.allowed(lake, lake.read("images").select("image_id"))
-    exact = deny_lists.refused(lake, settings)
-    found = images.withColumn("list", F.lit("")).limit(0)
-    if exact is not None:
-        found = images.join(F.broadcast(exact.where(F.col("list") != "")), "image_id")
+    exact = deny_lists.refused(lake, settings).where(F.col("list") != "")
+    found = images.join(F.broadcast(exact), "image_id")
     if any(one.kind == deny_list.PHASH for one in lists):
         pixels = deny_lists.allowed(lake, lake.read("pixels").where(F.col("view") == ORIGINAL).select("image_id", "phash", "phash_mirror"))
         worker = partial(compare, told=deny_lists.for_workers(settings))

@@ -80,8 +80,8 @@ def is_applied(lake: Lake, identity: str) -> bool:
         return identity == NONE
 
 
-def about_to_add(lake: Lake, settings: Settings) -> None:
-    """Images come in under the lists of this config: where others were applied last, those are to be applied again to what comes."""
+def unapply_others(lake: Lake, settings: Settings) -> None:
+    """Before images come in under the lists of this config: where others were applied last, those are to be applied again to what comes."""
     if not is_applied(lake, identity_of(settings, read(settings))):
         lake.opener.delete(applied(lake))
 
@@ -111,25 +111,22 @@ def for_workers(settings: Settings) -> str | None:
 
 def ids(lake: Lake) -> DataFrame:
     """-> image_id of every image that was ever denied or forgotten."""
-    return _denials(lake).distinct()
+    return denied_by(lake.read("rejects")).distinct()
 
 
-def _denials(lake: Lake) -> DataFrame:
-    return lake.read("rejects").where((F.col("code") == CODE) & F.col("image_id").isNotNull()).select("image_id")
+def denied_by(rejects: DataFrame) -> DataFrame:
+    """Rows of `rejects` -> image_id of those that deny one, perhaps more than once."""
+    return rejects.where((F.col("code") == CODE) & F.col("image_id").isNotNull()).select("image_id")
 
 
 def allowed(lake: Lake, rows: DataFrame) -> DataFrame:
     """Rows with image_id -> those that are not denied."""
-    denied = _denials(lake)
+    denied = denied_by(lake.read("rejects"))
     return rows if denied.isEmpty() else rows.join(denied, "image_id", "left_anti")  # mostly there is none: a look instead of a join
 
 
-def refused(lake: Lake, settings: Settings) -> DataFrame | None:
-    """-> image_id, list (empty: no list of this config names it): what ingest must not take: listed by sha256, denied before, forgotten.
-    None: there are no lists, and nothing ever was.
-    """
-    if not settings.deny.lists and _denials(lake).isEmpty():
-        return None
+def refused(lake: Lake, settings: Settings) -> DataFrame:
+    """-> image_id, list (empty: no list of this config names it): what ingest must not take: listed by sha256, denied before, forgotten."""
     whole = ids(lake).withColumn("list", F.lit(""))
     for one in read(settings):
         if one.kind == deny_list.SHA256:
@@ -139,10 +136,8 @@ def refused(lake: Lake, settings: Settings) -> DataFrame | None:
     return whole.groupBy("image_id").agg(F.max("list").alias("list"))
 
 
-def screened(rows: DataFrame, refused: DataFrame | None) -> DataFrame:
+def screened(rows: DataFrame, refused: DataFrame) -> DataFrame:
     """What ingest read (udfs.ingest.SCHEMA and fingerprint) -> the same, of `refused` ones nothing but id, place in an archive, and code."""
-    if refused is None:
-        return rows
     told = rows.join(F.broadcast(refused), "image_id", "left")
     denied = F.col("list").isNotNull()
     reject = F.struct(F.lit(CODE).alias("code"), F.col("list").alias("detail"), F.lit(False).alias("transient"))

@@ -27,7 +27,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     with waves.stage(lake, NAME, settings, embedding.tables(lake, settings, NAME)) as stage:
         plan = stage.plan(pending(lake, settings), embedding.ORDER)
         if plan.rows:
-            deny_lists.about_to_add(lake, settings)
+            deny_lists.unapply_others(lake, settings)
         stage.run(plan, lambda inputs: embedding.compute(inputs, settings, fingerprints))
 
 

@@ -131,7 +131,7 @@ def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]
 
 
 def _with_denied(known: DataFrame, rejects: DataFrame, version: int) -> DataFrame:
-    denied = rejects.where((F.col("code") == deny_lists.CODE) & F.col("image_id").isNotNull()).select("image_id").distinct()
+    denied = deny_lists.denied_by(rejects).distinct()
     marked = known.join(denied.withColumn("is_denied", F.lit(True)), "image_id", "left")
     told = F.array(F.coalesce("is_denied", F.lit(False)).cast("string"))
     return marked.withColumns({"denied": told, "denied_version": F.lit(f"rejects@{version}")}).drop("is_denied")

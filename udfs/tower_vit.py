@@ -25,8 +25,6 @@ KERNEL_VERSION = 1
 PREPROCESSING = "shorter side to 256/224 bicubic (Pillow), centre crop, ImageNet mean and std"
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)[:, None, None]
 STD = np.array((0.229, 0.224, 0.225), np.float32)[:, None, None]
-
-
 BESIDE = ("pooler.", "classifier.", "head.", "lm_head.", "decoder.")  # of a file that holds more than the tower
 
 

@@ -30,7 +30,7 @@ def write_config(folder: Path) -> Path:
     told["lake"]["root"] = str(folder / "lake")
     told["spark"] = {"master": None}
     told["waves"] = {"rows": 12, "task_rows": 3}
-    told["embed"] |= {"batch_size": 3, "ahead": 6, "detectors": []}
+    told["embed"] |= {"batch_size": 3, "ahead": 6, "detectors": ["open-nsfw"]}  # the demo's rule over ratings asks for it
     lines = (ROOT / "tests/data/sample/metadata.jsonl").read_text().splitlines()[:IMAGES]
     rows = [json.loads(line) for line in lines]
     rows = [row | {"file": str(ROOT / "tests/data/sample" / row["file"])} for row in rows]

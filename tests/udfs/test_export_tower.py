@@ -45,7 +45,9 @@ def noise(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(count, 3, side, side)).astype(np.float32)
 
 
-def test_two_workers_at_once_export_one_graph_that_gives_the_towers_vectors(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_two_workers_at_once_export_one_graph_that_gives_the_towers_vectors(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     how, cache = How("cpu", engine="onnxruntime", cache=str(tmp_path / "cache"), threads=1), tmp_path / "cache"
     with ThreadPoolExecutor(2) as pool:
         models = list(pool.map(lambda _: engine.load(tower_clip, tiny, how), range(2)))
@@ -55,6 +57,11 @@ def test_two_workers_at_once_export_one_graph_that_gives_the_towers_vectors(tiny
     for model in models:
         assert isinstance(model, engine.Graph)
         assert np.abs(tower_clip.encode(model, batch) - expected).max() < 1e-5
+    # without a number of threads those of the task, which Spark tells in this variable; torch reads it by itself
+    for given, found in (("1", 1), ("", 0)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        model = engine.load(tower_clip, tiny, how._replace(threads=None))
+        assert model.session.get_session_options().intra_op_num_threads == found
     # a worker that finds the file needs neither torch nor the weights
     Path(tiny["weights"]).unlink()
     told = json.dumps([tiny, list(how)])
