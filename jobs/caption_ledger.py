@@ -25,8 +25,8 @@ from udfs import caption_budget, caption_journal
 from udfs.reject import Reject
 
 AREA = "_captions"
-MARGIN = 30.0  # seconds by which the clocks of driver and workers may differ over a lease
-EVERY = 2.0  # seconds between two looks at attempts that have not ended
+MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
+LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
 
 
@@ -97,7 +97,8 @@ def _waves(lake: Lake) -> list[Wave]:
 def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> int:
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
-    watch = caption_budget.Watch(MARGIN)
+    lease = settings.captions.lease_seconds
+    watch = caption_budget.Watch(MARGIN * lease)
     told = False
     while True:
         began = time.monotonic()
@@ -108,7 +109,7 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> i
         if not told:
             print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
             told = True
-        time.sleep(EVERY)
+        time.sleep(lease / LOOKS)
     nano = sum(caption_budget.settle(one, True) for one in seen.attempts.values())
     for strange in seen.strange:
         if strange.harm:

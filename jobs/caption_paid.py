@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
@@ -31,7 +31,7 @@ from udfs.opener import Opener
 from udfs.rate_limit import Rate
 
 ENGINES = ("gemini", "openai")
-FLUSH, LEASE = 16, 60.0  # records of a journal part; seconds that a part gives its attempt
+FLUSH = 16  # records of a journal part
 FREE = 1e9  # calls a second where the config names no limit
 
 
@@ -72,34 +72,57 @@ def of_worker(settings: Settings, tier: captions.Tier) -> caption_work.Tier:
 
 
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
-    """Images of the tier (image_id, tier), the number of the next wave -> the number after the last. Raises Mistake when the captioner stops the job."""
+    """Images of the tier (image_id, tier), the number of the next wave -> the number after the last. Raises Mistake when the captioner stops the job.
+
+    Rows that an attempt could not ask for (its share is 0 when executors were lost more often than tasks may fail; its lease ran out) are asked for
+    in waves of their own, for as long as there are fewer each time.
+    """
+    number, before = first, None
+    while True:
+        made = _waves(stage, settings, tier, pending, number)
+        number += len(made)
+        if not made:
+            return number
+        pending = reduce(DataFrame.unionByName, made).where(F.col("state") == caption_row.UNASKED).select("image_id", "tier")
+        left = pending.count()
+        if left == 0 or left == before:
+            if left:
+                print(f"caption: tier {tier.name}: {left} images wait: no attempt could ask for them", flush=True)
+            return number
+        before = left
+
+
+def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> list[DataFrame]:
+    """-> what each wave staged, for as long as the budget lasts."""
     lake, one = stage.lake, settings.captions.captioners[tier.captioner]
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
-    rows, total = _ordered(stage, settings, tier, pending)
+    rows, total = _ordered(stage, settings, tier, pending, first)
     if total == 0:
         print(f"caption: tier {tier.name}: nothing to do", flush=True)
-        return first
+        return []
     told = bill(settings, tier, _longest_notes(rows))
-    attempts, number, at = _task_attempts(lake), first, 0
+    attempts, at = _task_attempts(lake), 0
+    waves: list[DataFrame] = []
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
         if many == 0:
             need = f"{_usd(max(left, 0))} of the budget are left, one of them may need {_usd(told.row * attempts)}"
             print(f"caption: tier {tier.name}: {total - at} images wait: {need}; raise captions.budget_usd", flush=True)
-            return number
+            break
         about = {
             "tier": tier.name,
             "fingerprint": caption_rows.fingerprint(settings, tier),
             "engine": one.engine,
             "model": caption_rows.name_of(one),
         }
+        number = first + len(waves)
         journal = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, about))
         inputs = rows.where((F.col("at") >= at) & (F.col("at") < at + many))
-        made = stage.freeze(_asked(lake, inputs, settings, tier, told, journal, attempts), f"asked-{number}")
+        waves.append(made := stage.freeze(_asked(lake, inputs, settings, tier, told, journal, attempts), f"asked-{number}"))
         before, spent = spent, caption_ledger.settle_all(lake, settings, stage.run_id)
         stage.run_whole(made, number)
-        at, number = at + many, number + 1
+        at += many
         print(
             f"caption: tier {tier.name}: {at}/{total} images asked, {_usd(spent - before)} in this wave, {_usd(spent)} in all", flush=True
         )
@@ -107,15 +130,16 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
             raise Mistake(
                 f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped['stop']}; what was answered is landed, and the rest waits"
             )
-    return number
+    return waves
 
 
-def _ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame) -> tuple[DataFrame, int]:
+def _ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
     """-> (image_id, tier, ABOUT, addresses, known, at) in the order of the bytes, frozen; how many."""
     rows = embedding.placed(stage.lake, caption_rows.about(stage.lake, settings, pending), settings)
     journaled = caption_ledger.known(stage.lake)
     rows = rows.withColumn("known", F.lit(None).cast("string")) if journaled is None else rows.join(journaled, "image_id", "left")
-    return ordering.numbered(stage.lake, rows, embedding.ORDER, stage.lake.area("_staging", stage.name, stage.run_id, f"tier-{tier.name}"))
+    uri = stage.lake.area("_staging", stage.name, stage.run_id, f"tier-{tier.name}-{first}")
+    return ordering.numbered(stage.lake, rows, embedding.ORDER, uri)
 
 
 def _longest_notes(rows: DataFrame) -> int:
@@ -140,7 +164,7 @@ def _asked(lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tie
         on_worker,
         tier=of_worker(settings, tier),
         price=told.price,
-        terms={"worst": told.worst, "in_flight": one.in_flight, "flush": FLUSH, "lease": LEASE},
+        terms={"worst": told.worst, "in_flight": one.in_flight, "flush": FLUSH, "lease": float(settings.captions.lease_seconds)},
         row_worst=told.row,
         attempts=attempts,
         journal=journal,
