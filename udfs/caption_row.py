@@ -23,7 +23,7 @@ WHOLE, PARTIAL, FAILED, UNASKED = "whole", "partial", "failed", "unasked"
 REFUSED = "answer_refused"  # the code of a row whose answers passed in no part
 STOPPED = "stopped"  # the code of a row that was not asked because the job is to end; else udfs.caption_asking says why
 # faults of a caption that may have obeyed its notes
-SUSPECT = frozenset({"echo", "markup", "address", "banned", "contradiction"})
+SUSPECT = frozenset({"echo", "markup", "address", "banned", "contradiction", "not_json", "not_an_object"})
 
 
 class Work(NamedTuple):
