@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +15,11 @@ import pytest
 from conf.settings import Settings, load
 from jobs import caption, ingest
 from jobs.lake import Lake
-from tests.cluster.conftest import ROOT, command_line
-from tests.proof.captioned import MENDED, RETRIED, Books, judge, write_config, write_images
+from tests.cluster.conftest import command_line
+from tests.proof.captioned import LOCAL, MENDED, RETRIED, Books, judge, start, write_config, write_images
 from tests.servers.gemini_server import GeminiServer
 
 IMAGES = 400  # whose first requests, tries and repairs are some 500
-SPARK = {"master": "local[2,4]", "jars": str(ROOT / ".cache/jars"), "conf": {"spark.driver.memory": "1g"}}
-
-
-def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The stage's real command; its driver (JVM and Python) leads a process group of its own, workers have another."""
-    with log.open("wb") as out:
-        line = [sys.executable, "-m", "jobs.caption", "--config", str(config)]
-        return subprocess.Popen(line, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def wait_for(books: Books, requests: int, job: subprocess.Popen[bytes], log: Path) -> None:
@@ -52,7 +43,7 @@ def test_after_kills_every_image_is_captioned_or_refused_and_nothing_is_bought_t
     write_images(tmp_path / "images/0.tar", IMAGES)
     script = {"share": 0.3, "modes": [*RETRIED, *MENDED], "latency": 0.05}
     with GeminiServer(script, process=True) as server:
-        settings = load(write_config(tmp_path, server.url, SPARK, rows=IMAGES, budget=150.0, tries=3))
+        settings = load(write_config(tmp_path, server.url, LOCAL, rows=IMAGES, budget=150.0, tries=3))
         lake = make_lake(settings)
         ingest.run(lake, settings)
         books, log = Books(lake, settings, server), tmp_path / "log"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -37,6 +39,7 @@ MENDED = ("caption_wrong_schema", "caption_cut", "finish_MAX_TOKENS")
 TIMEOUT = 2.0  # seconds of a call
 IN_FLIGHT = 16  # calls of a task
 UNSETTLED = IN_FLIGHT + 2 * caption_paid.FLUSH  # calls that a killed task may have begun without a durable record
+LOCAL = {"master": "local[2,4]", "jars": str(ROOT / ".cache/jars"), "conf": {"spark.driver.memory": "1g"}}
 Questions = Counter[str]
 
 
@@ -68,6 +71,13 @@ def write_config(folder: Path, server: str, spark: Mapping[str, Any], rows: int,
     told["captions"]["tiers"] = [{"name": "all", "captioner": "flash"}]
     (config := folder / "config.yaml").write_text(yaml.safe_dump(told))
     return config
+
+
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The stage's real command; its driver (JVM and Python) leads a process group of its own, workers have another."""
+    with log.open("wb") as out:
+        line = [sys.executable, "-m", "jobs.caption", "--config", str(config)]
+        return subprocess.Popen(line, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 class Kill(NamedTuple):

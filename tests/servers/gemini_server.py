@@ -127,7 +127,7 @@ async def _wire(request: web.Request, mode: Wire, answer: bytes) -> web.StreamRe
             if transport.is_closing():
                 break
             await asyncio.sleep(0.02)
-    if mode.end == "reset":
+    if mode.end == "reset" and not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     else:
