@@ -81,8 +81,9 @@ def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 class Kill(NamedTuple):
-    """What was so when something had been killed. durable: questions with an answer in the journal; asked: what the server had been asked; billed:
-    its bill; tasks: that it may have ended."""
+    """What was so when something had been killed. durable: questions with an answer in the journal; asked: what the server had been asked; tasks:
+    so many it may have ended.
+    """
 
     what: str
     durable: frozenset[str]
@@ -112,14 +113,14 @@ class Books:
         assert len(set(self.digests.values())) == len(places)
         self.kills: list[Kill] = []
 
+    def waves(self) -> list[str]:
+        """URIs of their journals."""
+        area = self.lake.area("_captions")
+        return [f"{area}/{run}/{wave}" for run in self.lake.folders(area) for wave in self.lake.folders(f"{area}/{run}")]
+
     def records(self) -> list[Record]:
         """Every call in the journal."""
-        found: list[Record] = []
-        area = self.lake.area("_captions")
-        for run in self.lake.folders(area):
-            for wave in self.lake.folders(f"{area}/{run}"):
-                found += [record for _, record in caption_journal.read_records(self.lake.opener, f"{area}/{run}/{wave}", [])]
-        return found
+        return [record for wave in self.waves() for _, record in caption_journal.read_records(self.lake.opener, wave, [])]
 
     def question(self, record: Record) -> str:
         return f"{self.digests[record.image_id]} {'repair' if record.repair else 'first'}"
@@ -189,11 +190,14 @@ def judge(books: Books) -> dict[str, Any]:
     assert len(records) == summed["calls"] <= counts["requests"] <= summed["calls"] + room
     worst = caption_paid.bill(books.settings, books._tier, 0).worst
     assert bill <= summed["nano"] + sum(lost.values()) * worst
+    attempts = [one for wave in books.waves() for one in caption_journal.read_wave(lake.opener, wave).attempts.values()]
     return {
         "images": len(images),
         "captioned": len(captioned),
         "refused": dict(Counter(f"{row['code']}{'' if row['permanent'] else ' (transient)'}" for row in refused)),
         "kills": dict(Counter(kill.what for kill in books.kills)),
+        "waves": len(books.waves()),
+        "attempts that did not end": sum(not one.ended for one in attempts),
         "requests": counts["requests"],
         "answers": answers,
         "injected and tried again": injected,

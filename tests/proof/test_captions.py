@@ -84,7 +84,7 @@ def test_10_000_requests_with_failures_and_kills_keep_every_promise(
     dice.shuffle(victims)
     began = time.monotonic()
     with GeminiServer(script, process=True) as server:
-        settings = load(write_config(tmp_path, server.url, {"master": None}, rows=2500, budget=600.0, tries=4))
+        settings = load(write_config(tmp_path, server.url, {"master": None}, rows=2500, budget=300.0, tries=4))
         lake = make_lake(settings)
         ingest.run(lake, settings)
         books = Books(lake, settings, server)
@@ -118,8 +118,7 @@ def test_10_000_requests_with_failures_and_kills_keep_every_promise(
         print("", *(f"{name}: {value}" for name, value in figures.items()), sep="\n  ")
     assert figures["requests"] >= 10_000
     assert figures["kills"] == KILLS and figures["lost"] > 0
-    told = "".join(log.read_text() for log in runs.logs)
-    assert "Lost executor" in told and "Python worker exited unexpectedly" in told  # the kills were no accident of timing
+    assert figures["attempts that did not end"] >= len(victims)  # the kills met tasks at work
 
 
 def test_rows_that_an_attempt_may_not_ask_for_are_asked_for_by_the_same_run(
