@@ -10,9 +10,8 @@ import pandas as pd
 
 from udfs import addresses, caption_row, caption_work, internvl, token_count
 from udfs.ahead import ahead
-from udfs.caption_call import ANSWER, Reply
 from udfs.caption_request import Request
-from udfs.caption_row import Answer, Row, Work
+from udfs.caption_row import Row, Work
 from udfs.caption_work import Tier
 from udfs.opener import Opener
 from udfs.reject import Reject
@@ -59,31 +58,24 @@ def _captioned(
     chunk: Sequence[tuple[Row, bytes | Reject]], work: Work, limits: Mapping[str, Any], how: internvl.How, repairs: int
 ) -> list[dict[str, Any]]:
     """Rows with their bytes, or why there are none -> staged rows in the same order."""
-    asked = [(place, work.render(row), data) for place, (row, data) in enumerate(chunk) if isinstance(data, bytes)]
     done = {place: _unread(row, work, data) for place, (row, data) in enumerate(chunk) if isinstance(data, Reject)}
-    answers: dict[int, list[Answer]] = {}
-    calls = 0
+    talks = {place: caption_row.conversation(work, row, repairs) for place, (row, _) in enumerate(chunk) if place not in done}
+    asked, calls = {place: next(talk) for place, talk in talks.items()}, 0
     while asked:
         calls += 1
-        again: list[tuple[int, Request, bytes]] = []
-        replies = internvl.answers([request for _, request, _ in asked], [data for *_, data in asked], limits, how)
-        for (place, request, data), reply in zip(asked, replies, strict=True):
-            row, before = chunk[place][0], answers.setdefault(place, [])
-            if isinstance(reply, Reply) and reply.outcome == ANSWER:
-                before.append(caption_row.looked_at(work, row, request, reply.text))
-                if not before[-1].checked.whole and calls <= repairs:
-                    again.append((place, caption_row.second(work, row, before[-1]), data))
-                    continue
-            done[place] = caption_row.answered(row, before, calls) if before else _without(row, request, reply, calls)
+        again: dict[int, Request] = {}
+        replies = internvl.answers(list(asked.values()), [cast(bytes, chunk[place][1]) for place in asked], limits, how)
+        for (place, request), reply in zip(asked.items(), replies, strict=True):
+            if isinstance(reply, Reject):
+                done[place] = caption_row.failed(chunk[place][0], request.key, reply.code, reply.detail, reply.transient, calls)
+                continue
+            try:
+                again[place] = talks[place].send(reply)
+            except StopIteration as said:
+                done[place] = said.value | {"calls": calls}
         asked = again
     return [done[place] for place in range(len(chunk))]
 
 
 def _unread(row: Row, work: Work, reject: Reject) -> dict[str, Any]:
     return caption_row.failed(row, work.render(row).key, reject.code, reject.detail, reject.transient, calls=0)
-
-
-def _without(row: Row, request: Request, reply: Reply | Reject, calls: int) -> dict[str, Any]:
-    """A row to which the model said nothing: of the same model the same again, so that it is for good."""
-    transient = isinstance(reply, Reject) and reply.transient
-    return caption_row.failed(row, request.key, reply.code, reply.detail, transient, calls)
