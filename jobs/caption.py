@@ -9,6 +9,7 @@ narrow tables, under a CPU-millisecond an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial, reduce
 
 from pyspark.sql import DataFrame
@@ -17,7 +18,7 @@ from pyspark.sql import functions as F
 from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_paid, caption_rows, command, progress, rejects, waves
+from jobs import caption_local, caption_paid, caption_rows, command, embedding, progress, rejects, waves
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
 from jobs.waves import Projection
@@ -33,7 +34,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
         pending = caption_rows.pending(lake, settings)
         free, paid = split(settings)
-        plan = stage.plan(caption_rows.about(lake, settings, pending.where(F.col("tier").isin(free))), ["image_id"])
+        plan = stage.plan(*ordered(lake, settings, pending.where(F.col("tier").isin(free))))
         if plan.rows or not paid:
             stage.run(plan, lambda inputs: compute(inputs, settings))
         number = max(plan.waves, default=-1) + 1
@@ -43,10 +44,21 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def split(settings: Settings) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
-    engines = {name: one.engine for name, one in settings.captions.captioners.items()}
     tiers = settings.captions.tiers
-    paid = [tier for tier in tiers if engines[tier.captioner] in caption_paid.ENGINES]
+    paid = [tier for tier in tiers if engine_of(settings, tier) in caption_paid.ENGINES]
     return [tier.name for tier in tiers if tier not in paid], paid
+
+
+def ordered(lake: Lake, settings: Settings, pending: DataFrame) -> tuple[DataFrame, Sequence[str]]:
+    """(image_id, tier) of free tiers -> with what is known of them, and the order to take them in: that of the bytes, where they are read."""
+    rows = caption_rows.about(lake, settings, pending)
+    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in settings.captions.tiers):
+        return rows, ["image_id"]
+    return embedding.placed(lake, rows, settings), embedding.ORDER
+
+
+def engine_of(settings: Settings, tier: Tier) -> str:
+    return settings.captions.captioners[tier.captioner].engine
 
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
@@ -63,21 +75,28 @@ def tell_plan(lake: Lake, settings: Settings) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Raises Mistake for a tokenizer that is not there, or is another."""
+    """Raises Mistake for a tokenizer or a model that is not there, or is another."""
     try:
         token_count.load(settings.captions.tokenizer, settings.captions.tokenizer_sha256)
     except ValueError as error:
         raise Mistake(f"captions.{error}") from None
+    for name, one in settings.captions.captioners.items():
+        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in settings.captions.tiers}:
+            caption_local.check(one)
 
 
 def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
-    """(image_id, tier, caption_rows.ABOUT) -> staged rows."""
+    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free tiers."""
+    free, _ = split(settings)
     return reduce(
-        DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in settings.captions.tiers]
+        DataFrame.unionByName,
+        [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in settings.captions.tiers if tier.name in free],
     )
 
 
 def _of_tier(inputs: DataFrame, settings: Settings, tier: Tier) -> DataFrame:
+    if engine_of(settings, tier) in caption_local.ENGINES:
+        return caption_local.compute(inputs, settings, tier)
     prompt, options = load_prompt(settings.captions.prompt), settings.captions
     tokenizer = (options.tokenizer, options.tokenizer_sha256)
     worker = partial(caption_offline.caption, rules=caption_rows.rules_of(prompt), asked=tier.parts, tokenizer=tokenizer)

@@ -18,14 +18,13 @@ from pyspark.sql import functions as F
 
 from conf import captions
 from conf.section import Mistake
-from conf.settings import Settings, load_prices, load_prompt
+from conf.settings import Settings, load_prices
 from jobs import caption_ledger, caption_rows, embedding, ordering
 from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import caption_budget, caption_journal, caption_row, caption_run, caption_work, token_count
 from udfs.caption_budget import Price
 from udfs.caption_journal import Journal, Place, Terms
-from udfs.caption_request import Prompt
 from udfs.caption_run import How
 from udfs.opener import Opener
 from udfs.rate_limit import Rate
@@ -55,20 +54,9 @@ def bill(settings: Settings, tier: captions.Tier, notes: int) -> Bill:
     if not known or resolution not in known[0]:
         raise Mistake(f"captions: image_tokens of {settings.captions.prices}: says nothing of {model!r} at media_resolution {resolution}")
     price = caption_budget.price(prices.models[model].model_dump(include={"input", "output"}))
-    most = caption_work.bounds(of_worker(settings, tier), notes, known[0][resolution])
+    most = caption_work.bounds(caption_rows.of_worker(settings, tier), notes, known[0][resolution])
     worst = caption_budget.worst(price, most)
     return Bill(price, known[0][resolution], worst, caption_budget.row_worst(worst, one.tries, one.repairs))
-
-
-def of_worker(settings: Settings, tier: captions.Tier) -> caption_work.Tier:
-    """What workers get of a tier: no secret."""
-    prompt, options = load_prompt(settings.captions.prompt), settings.captions
-    words = Prompt(**{name: getattr(prompt, name) for name in Prompt._fields})
-    one = options.captioners[tier.captioner].model_dump(mode="json")
-    tokenizer = (options.tokenizer, options.tokenizer_sha256)
-    return caption_work.Tier(
-        one, words, caption_rows.rules_of(prompt), tier.parts, tokenizer, settings.limits.model_dump(), settings.store_options
-    )
 
 
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
@@ -162,7 +150,7 @@ def _asked(lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tie
     one, tasks = settings.captions.captioners[tier.captioner], lake.spark.sparkContext.defaultParallelism
     worker = partial(
         on_worker,
-        tier=of_worker(settings, tier),
+        tier=caption_rows.of_worker(settings, tier),
         price=told.price,
         terms={"worst": told.worst, "in_flight": one.in_flight, "flush": FLUSH, "lease": float(settings.captions.lease_seconds)},
         row_worst=told.row,

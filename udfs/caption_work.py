@@ -39,6 +39,9 @@ class Tier(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Of a request: what of the captioner's settings makes another answer."""
+        if (local := self.captioner["local"]) is not None:
+            of_model = {name: local[name] for name in ("sha256", "precision", "min_tiles", "max_tiles")}
+            return of_model | {"max_output_tokens": self.captioner["max_output_tokens"]}
         told = {name: self.captioner[name] for name in ("model", "max_output_tokens", "media_resolution")}
         return told | {"safety": self.captioner["safety"], "image": f"{caption_image.RENDER_VERSION}:{self.captioner['max_side']}"}
 
