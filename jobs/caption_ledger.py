@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from conf.settings import Settings
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
-from udfs import caption_budget, caption_journal
+from udfs import caption_budget, caption_journal, caption_record, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
@@ -71,7 +71,7 @@ def holding(lake: Lake, images: frozenset[str]) -> list[str]:
         for partition in lake.folders(place):
             parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
     with ThreadPoolExecutor(8) as pool:
-        held = pool.map(lambda uri: caption_journal.holds(lake.opener, uri, images), parts)
+        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
 
 
@@ -102,7 +102,7 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> i
     told = False
     while True:
         began = time.monotonic()
-        seen = caption_journal.read_wave(lake.opener, place)
+        seen = caption_wave.read_wave(lake.opener, place)
         over = watch.over(began, time.monotonic(), seen.attempts)
         if over >= seen.attempts.keys():
             break
@@ -140,7 +140,7 @@ def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
 
 def _records(lake: Lake, place: str) -> DataFrame:
     """Journal parts below a folder -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    rows = lake.spark.read.schema(caption_journal.RECORD_SCHEMA).json(f"{place}/*/*-answers.jsonl").where(F.col("key").isNotNull())
+    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(f"{place}/*/*-answers.jsonl").where(F.col("key").isNotNull())
     name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
     part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
     return rows.withColumn("part", part)

@@ -24,14 +24,15 @@ from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import caption_budget, caption_journal, caption_row, caption_run, caption_work, token_count
 from udfs.caption_budget import Price
-from udfs.caption_journal import Journal, Place, Terms
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Terms
 from udfs.caption_run import How
 from udfs.opener import Opener
 from udfs.rate_limit import Rate
 
 ENGINES = ("gemini", "openai")
 FLUSH = 16  # records of a journal part
-FREE = 1e9  # calls a second where the config names no limit
+QUICKEST = 0.1  # seconds of an answer, for a first pace where the config names no limit: one from which a 429 can bring it down
 
 
 class Bill(NamedTuple):
@@ -156,12 +157,17 @@ def _asked(lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tie
         row_worst=told.row,
         attempts=attempts,
         journal=journal,
-        rate=FREE if one.requests_per_minute is None else one.requests_per_minute / 60 / tasks,
+        rate=pace(one, tasks),
         how=How(tries=one.tries, repairs=one.repairs, window=2 * one.in_flight),
     )
     columns = ("image_id", "addresses", "tags", "alt_text", "known")
     rows = inputs.repartitionByRange(tasks, "at").sortWithinPartitions("at").select(*columns).mapInPandas(worker, caption_row.SCHEMA)
     return rows.withColumns(caption_rows.told(settings, tier))
+
+
+def pace(one: captions.Captioner, tasks: int) -> float:
+    """-> calls a second of a task."""
+    return one.in_flight / QUICKEST if one.requests_per_minute is None else one.requests_per_minute / 60 / tasks
 
 
 def on_worker(

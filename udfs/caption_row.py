@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from udfs.caption_answer import LISTS, PARTS, TEXTS, Checked, Fault
 from udfs.caption_call import ANSWER, QUARANTINE, RETRY, Reply
-from udfs.caption_journal import Record
+from udfs.caption_record import Record
 from udfs.caption_request import Request
 
 Row = Mapping[str, Any]

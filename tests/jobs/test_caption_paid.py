@@ -15,7 +15,7 @@ from jobs import caption, caption_ledger, embed, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_journal
+from udfs import caption_wave
 
 MODEL = "gemini-3.8-flash"
 IMAGES = 12
@@ -83,7 +83,7 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     parts = [path for path in Path(settings().lake.root).rglob("*.jsonl") if "_captions" in path.parts]
     assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
     assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
-    assert caption_journal.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
+    assert caption_wave.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
 
     # the tables are lost; the journal is asked before the service
     lake.spark.sql(f"DELETE FROM {lake._name('captions')}")

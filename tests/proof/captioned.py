@@ -24,13 +24,13 @@ from PIL import Image
 from pyspark.sql import functions as F
 
 from conf.settings import Settings, load_prices
-from jobs import caption_paid
+from jobs import caption_paid, caption_rows
 from jobs.lake import Lake
 from tests.cluster.conftest import ROOT
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_answer, caption_budget, caption_image, caption_journal, caption_request
+from udfs import caption_answer, caption_budget, caption_image, caption_request, caption_wave
 from udfs.caption_call import RETRY, STOP
-from udfs.caption_journal import Record
+from udfs.caption_record import Record
 
 MODEL = "gemini-3.8-flash"
 # what is tried again; and what is paid for and asked once more to be mended
@@ -97,7 +97,7 @@ class Books:
     def __init__(self, lake: Lake, settings: Settings, server: GeminiServer) -> None:
         self.lake, self.settings, self.server = lake, settings, server
         (self._tier,) = settings.captions.tiers
-        worker = caption_paid.of_worker(settings, self._tier)
+        worker = caption_rows.of_worker(settings, self._tier)
         schema = caption_answer.schema(worker.parts)
         first = caption_request.render(b"", worker.prompt, schema, worker.options)
         self._first = hashlib.sha256(f"{first.system}\n{first.prompt}".encode()).hexdigest()
@@ -120,7 +120,7 @@ class Books:
 
     def records(self) -> list[Record]:
         """Every call in the journal."""
-        return [record for wave in self.waves() for _, record in caption_journal.read_records(self.lake.opener, wave, [])]
+        return [record for wave in self.waves() for _, record in caption_wave.read_records(self.lake.opener, wave, [])]
 
     def question(self, record: Record) -> str:
         return f"{self.digests[record.image_id]} {'repair' if record.repair else 'first'}"
@@ -190,7 +190,7 @@ def judge(books: Books) -> dict[str, Any]:
     assert len(records) == summed["calls"] <= counts["requests"] <= summed["calls"] + room
     worst = caption_paid.bill(books.settings, books._tier, 0).worst
     assert bill <= summed["nano"] + sum(lost.values()) * worst
-    attempts = [one for wave in books.waves() for one in caption_journal.read_wave(lake.opener, wave).attempts.values()]
+    attempts = [one for wave in books.waves() for one in caption_wave.read_wave(lake.opener, wave).attempts.values()]
     return {
         "images": len(images),
         "captioned": len(captioned),

@@ -24,7 +24,8 @@ from jobs.lake import Lake
 from tests.cluster.conftest import ROOT, Cluster
 from tests.proof.captioned import MENDED, RETRIED, Books, judge, write_config, write_images
 from tests.servers.gemini_server import GeminiServer
-from udfs.caption_journal import Journal, Place, Terms
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Terms
 
 pytestmark = pytest.mark.proof
 IMAGES = 8500  # whose first requests, tries and repairs are some 12,000

@@ -84,7 +84,9 @@ class Service:
     def counts(self) -> dict[str, Any]:
         """requests: of generateContent; others: of everything else; billed: tokens that the service charges; told: those of them that a
         readable answer named; limited: 429s of the hidden limit."""
-        names = "requests others answered limited in_flight most_in_flight by_body by_image by_question modes headers billed told batch_billed"
+        names = (
+            "requests others answered limited in_flight most_in_flight by_body by_image by_question modes headers billed told batch_billed"
+        )
         return {name: value._asdict() if isinstance(value := getattr(self, name), Tokens) else value for name in names.split()}
 
     def saw(self, headers: Mapping[str, str]) -> None:
