@@ -43,26 +43,26 @@ def test_after_kills_every_image_is_captioned_or_refused_and_nothing_is_bought_t
     write_images(tmp_path / "images/0.tar", IMAGES)
     script = {"share": 0.3, "modes": [*RETRIED, *MENDED], "latency": 0.05}
     with GeminiServer(script, process=True) as server:
-        settings = load(write_config(tmp_path, server.url, LOCAL, rows=IMAGES, budget=150.0, tries=3))
+        config = write_config(tmp_path, server.url, LOCAL, rows=IMAGES, budget=150.0, tries=3)
+        settings = load(config, ["waves.attempts=1"])  # what failed three times is refused for good
         lake = make_lake(settings)
         ingest.run(lake, settings)
         books, log = Books(lake, settings, server), tmp_path / "log"
-        job = start(tmp_path / "config.yaml", log)
+        job = start(config, log)
         try:
-            wait_for(books, 120, job, log)
+            wait_for(books, 100, job, log)
             kill_worker(job)
             books.note("worker", 1)
-            wait_for(books, 260, job, log)
+            wait_for(books, 430, job, log)
         finally:
             os.killpg(job.pid, signal.SIGKILL)
         books.note("driver", 2)
         job.wait()
         caption.run(lake, settings)
-        while "nothing to do" not in capsys.readouterr().out:  # transient rejects are tried again, three times at most
-            requests = books.requests()
-            caption.run(lake, settings)
-        assert books.requests() == requests
+        requests = books.requests()
+        caption.run(lake, settings)
+        assert "caption: tier all: nothing to do" in capsys.readouterr().out and books.requests() == requests
         figures = judge(books)
     with capsys.disabled():
         print("", *(f"{name}: {value}" for name, value in figures.items()), sep="\n  ")
-    assert figures["requests"] >= 500 and figures["lost"] > 0
+    assert figures["requests"] >= 500 and figures["lost"] > 0 and figures["attempts that did not end"] >= 2
