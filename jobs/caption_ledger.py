@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -65,24 +66,28 @@ def settle_all(lake: Lake, settings: Settings, run: str) -> int:
 
 def holding(lake: Lake, images: frozenset[str]) -> list[str]:
     """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
-    parts = []
-    for wave in _waves(lake):
-        place = folder(lake, wave.run, wave.number)
-        for partition in lake.folders(place):
-            parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
+    parts = list(_parts(lake))
     with ThreadPoolExecutor(8) as pool:
         held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
 
 
 def known(lake: Lake) -> DataFrame | None:
-    """-> (image_id, known: JSON of every call for it that is journaled); None before the first paid call."""
-    if not _waves(lake):
+    """-> (image_id, known: JSON of every call for it that is journaled); None before the first one is."""
+    if not any(uri.endswith("-answers.jsonl") for uri in _parts(lake)):  # Spark refuses to read none
         return None
     rows = _records(lake, hadoop(lake.area(AREA, "*", "*")))
     one = F.struct(*[field for field in rows.columns if field != "part"])
     told = rows.groupBy("image_id").agg(F.to_json(F.collect_list(one)).alias("known"))
     return told.select(F.unhex("image_id").alias("image_id"), "known")
+
+
+def _parts(lake: Lake) -> Iterator[str]:
+    """-> URIs of the files in the journals."""
+    for wave in _waves(lake):
+        place = folder(lake, wave.run, wave.number)
+        for partition in lake.folders(place):
+            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder)
 
 
 def _waves(lake: Lake) -> list[Wave]:

@@ -144,3 +144,13 @@ def test_without_a_limit_in_the_config_the_pace_gives_way_to_a_server_that_has_o
     accepted, refused = between(log, 100, 300)
     assert accepted >= 0.95 * 20 and refused <= 0.01
     assert caption_paid.pace(one.model_copy(update={"requests_per_minute": 600}), 2) == 5
+
+
+def test_a_start_that_was_killed_before_its_first_answer_hinders_no_later_one(
+    settings: Callable[..., Settings], make_lake: MakeLake
+) -> None:
+    lake = make_lake(settings())
+    about = {"tier": "all", "fingerprint": "f", "engine": "gemini", "model": MODEL}
+    caption_ledger.begin(lake, caption_ledger.Wave("20260101T000000-00000000", 0, about))
+    assert caption_ledger.known(lake) is None
+    assert caption_ledger.settle_all(lake, settings(), "test") == 0
