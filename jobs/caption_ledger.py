@@ -50,6 +50,16 @@ def begin(lake: Lake, wave: Wave) -> str:
     return folder(lake, wave.run, wave.number)
 
 
+def close_others(lake: Lake, run: str, taken_over: str | None) -> None:
+    """No wave of another run asks any more, also none that its driver, taken for dead, begins later. Before anything is settled. run: ours;
+    taken_over: the run of that driver, which may have begun no wave yet.
+    """
+    runs = {taken_over, *lake.folders(lake.area(AREA))} - {None, run}
+    for other in (lake.area(AREA, str(name)) for name in sorted(runs, key=str)):
+        if not lake.opener.exists(f"{other}/{caption_journal.CLOSED}"):
+            caption_journal.close(lake.opener, other)
+
+
 def settle_all(lake: Lake, settings: Settings, run: str) -> int:
     """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
     total = 0

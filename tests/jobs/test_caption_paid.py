@@ -18,6 +18,8 @@ from tests.jobs.conftest import MakeSettings
 from tests.servers.gemini_server import GeminiServer
 from tests.udfs.test_rate_limit import between, bucket, simulate
 from udfs import caption_wave
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Terms
 from udfs.rate_limit import Rate
 
 MODEL = "gemini-3.8-flash"
@@ -78,6 +80,8 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     version = lake.version("captions")
     caption.run(lake, settings())
     assert server.counts()["requests"] == IMAGES and lake.version("captions") == version
+    (first,) = lake.folders(lake.area("_captions"))
+    assert lake.opener.exists(lake.area("_captions", first, "closed.json"))  # by the later run
 
     # an image is forgotten: nothing of what was bought for it is left but its cost
     (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
@@ -154,3 +158,13 @@ def test_a_start_that_was_killed_before_its_first_answer_hinders_no_later_one(
     caption_ledger.begin(lake, caption_ledger.Wave("20260101T000000-00000000", 0, about))
     assert caption_ledger.known(lake) is None
     assert caption_ledger.settle_all(lake, settings(), "test") == 0
+
+
+def test_a_driver_that_was_taken_for_dead_begins_waves_that_ask_nothing(settings: Callable[..., Settings], make_lake: MakeLake) -> None:
+    lake, about = make_lake(settings()), {"tier": "all", "fingerprint": "f", "engine": "gemini", "model": MODEL}
+    caption_ledger.begin(lake, caption_ledger.Wave("an-earlier-run", 0, about))
+    caption_ledger.close_others(lake, "ours", "taken-over-before-its-first-wave")
+    for run, why in {"an-earlier-run": "its run is closed", "taken-over-before-its-first-wave": "its run is closed", "ours": None}.items():
+        late = Journal(lake.opener, Place(caption_ledger.begin(lake, caption_ledger.Wave(run, 7, about)), 0, 0), Terms(100, 1, 1, 1, 60.0))
+        late.open()
+        assert late.fenced() == why
