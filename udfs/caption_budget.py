@@ -1,20 +1,22 @@
 """What calls may cost and have cost, in nano-dollars (integers: sums are exact), and a cap that holds without a coordinator.
 
 Who spends: an attempt of a partition of a wave, `attempts` of them at most a partition, any of which may be killed at any moment, or be taken
-for dead and go on (a zombie). Who plans: one driver at a time, which may be killed too. All they have in common is the journal (udfs.caption_journal).
+for dead and go on (a zombie). Who plans: one driver at a time, to which the same may happen. All they have in common is the journal
+(udfs.caption_journal).
 
 The rule
  1. A wave of n rows begins only when n x row_worst x attempts fits what is left: the cap, less what earlier attempts are settled or reserved at.
  2. The share of an attempt is rows of its partition x row_worst; of an attempt with the number `attempts` or a higher one it is 0.
- 3. An attempt writes its open part, and goes on only when it then sees no mark that its wave is closed. It begins a call only while
+ 3. An attempt writes its open part, and goes on only when it then sees no mark that its wave or its run is closed. It begins a call only while
     a. what it has spent + worst x (calls in flight + 1) <= share (`Account.fits`),
     b. fewer than `unsettled` of its calls are begun and not yet durable in its journal (`Account.loose`),
     c. its lease holds (`Lease`): less than `lease` seconds have passed since the write of its last durable part began, and every one of its
        parts was durable before the lease of the part before it had run out.
     It writes its end part when none of its calls is in flight, and begins none after it.
- 4. The driver marks the wave closed, then lists its journal. An attempt that has ended is settled at what its journal says. One that has not is
-    reserved at its share until a listing that began lease + margin seconds after its last new part was seen shows no newer one (`Watch`); then
-    it is over, and is settled at what its journal says + unsettled x worst, at most its share (`settle`).
+ 4. A driver first marks the runs of all others closed: a wave that one of them begins later asks nothing. To settle a wave it marks that closed,
+    then lists its journal. An attempt that has ended is settled at what its journal says. One that has not is reserved at its share until a
+    listing that began lease + margin seconds after its last new part was seen shows no newer one (`Watch`); then it is over, and is settled at
+    what its journal says + unsettled x worst, at most its share (`settle`).
 
 The guarantee: at no time is more billed than the cap. Proof.
  - No attempt is ever billed more than its share: by 3a, as no call is billed more than `worst`.
@@ -27,7 +29,7 @@ The guarantee: at no time is more billed than the cap. Proof.
    only lowers it.
 It rests on this: a call is billed at most `worst` (checked for every reply; the first that is not stops the job); whoever reads or lists after a
 write has returned sees it (POSIX file systems, S3 since 2020); worker and driver clocks differ by less than `margin` over a lease and go on
-while a process is stopped; one driver plans at a time (the stage's lease).
+while a process is stopped; a driver that takes the stage over knows the run of the one before it (the stage's lease).
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ def test_a_whole_answer_is_kept_in_one_form() -> None:
         ({"tags": "fox"}, "wrong_type"),
         ({"short": "  "}, "empty"),
         ({"tags": [" "]}, "empty"),
+        ({"tags": ["fox", "see www.fox.example"]}, "address"),
         ({"short": "A fox."}, "too_short"),
         ({"short": "fox " * 21}, "too_long"),
         ({"tags": list("abcdef")}, "too_many"),
