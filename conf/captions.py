@@ -59,6 +59,9 @@ class Captioner(Frozen):
     base_url: str | None = None  # openai: of the server; gemini: None is the service's own
     api_version: str = "v1"
     media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
+    thinking: Literal["minimal", "low", "medium", "high"] | Annotated[int, Field(ge=0)] | None = (
+        None  # gemini: a level, or tokens; None: its own
+    )
     safety: Literal["off", "none", "default"] = "off"  # gemini: thresholds of the adjustable filters
     max_output_tokens: Positive = 4_096  # thoughts among them
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0

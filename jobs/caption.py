@@ -18,7 +18,19 @@ from pyspark.sql import functions as F
 from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_local, caption_paid, caption_rows, command, embedding, progress, rejects, waves
+from jobs import (
+    caption_batch,
+    caption_ledger,
+    caption_local,
+    caption_paid,
+    caption_plan,
+    caption_rows,
+    command,
+    embedding,
+    progress,
+    rejects,
+    waves,
+)
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
 from jobs.waves import Projection
@@ -39,13 +51,14 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
             stage.run(plan, lambda inputs: compute(inputs, settings))
         number = max(plan.waves, default=-1) + 1
         for tier in paid:
-            number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+            asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
+            number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
 
 
 def split(settings: Settings) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
     tiers = settings.captions.tiers
-    paid = [tier for tier in tiers if engine_of(settings, tier) in caption_paid.ENGINES]
+    paid = [tier for tier in tiers if engine_of(settings, tier) in (*caption_paid.ENGINES, *caption_batch.ENGINES)]
     return [tier.name for tier in tiers if tier not in paid], paid
 
 
@@ -62,15 +75,22 @@ def engine_of(settings: Settings, tier: Tier) -> str:
 
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
-    """Prints images, and of paid tiers money, before anything is sent."""
+    """Prints images, and of paid tiers tokens and money, before anything is sent."""
     pending = caption_rows.pending(lake, settings)
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
-    free, _ = split(settings)
+    free, paid = split(settings)
+    whole = 0
     for tier in settings.captions.tiers:
         if tier.name in free:
-            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
+            engine = engine_of(settings, tier)
+            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
         else:
-            print(f"{NAME}: {caption_paid.plan(lake, settings, tier, pending.where(F.col('tier') == tier.name))}")
+            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name))
+            whole += nano
+            print("\n".join(f"{NAME}: {line}" for line in lines))
+    if paid:
+        budget = settings.captions.budget_usd
+        print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
     print(progress.estimate(lake, NAME, sum(counts.values())))
 
 

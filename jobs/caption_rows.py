@@ -35,6 +35,12 @@ def fingerprint(settings: Settings, tier: Tier) -> str:
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
 
 
+def of_wave(settings: Settings, tier: Tier) -> dict[str, str]:
+    """What the ledger says of a wave's calls."""
+    one = settings.captions.captioners[tier.captioner]
+    return {"tier": tier.name, "fingerprint": fingerprint(settings, tier), "engine": one.engine, "model": name_of(one)}
+
+
 def told(settings: Settings, tier: Tier) -> dict[str, Column]:
     """What every staged row of a tier says of its captioner."""
     one, options = settings.captions.captioners[tier.captioner], settings.captions
