@@ -33,7 +33,8 @@ from jobs import caption_rows
 from tests.servers.gemini_server import GeminiServer
 from udfs import caption_run, caption_work
 from udfs.caption_budget import Price
-from udfs.caption_journal import Journal, Place, Terms
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Terms
 from udfs.caption_run import How
 from udfs.gemini import generation
 from udfs.opener import Opener, to_uri

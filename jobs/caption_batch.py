@@ -27,7 +27,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     """As caption_paid.run."""
     lake, one = stage.lake, settings.captions.captioners[tier.captioner]
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
-    rows, total = caption_paid.ordered(stage, settings, tier, pending)
+    rows, total = caption_paid.ordered(stage, settings, tier, pending, first)
     if total == 0:
         print(f"caption: tier {tier.name}: nothing to do", flush=True)
         return first

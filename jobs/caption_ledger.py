@@ -23,12 +23,12 @@ from conf.settings import Settings
 from jobs import caption_jobs
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
-from udfs import caption_budget, caption_journal
+from udfs import caption_budget, caption_journal, caption_record, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
-MARGIN = 30.0  # seconds by which the clocks of driver and workers may differ over a lease
-EVERY = 2.0  # seconds between two looks at attempts that have not ended
+MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
+LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
 
 
@@ -88,7 +88,7 @@ def holding(lake: Lake, images: frozenset[str]) -> list[str]:
         for partition in lake.folders(place):
             parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
     with ThreadPoolExecutor(8) as pool:
-        held = pool.map(lambda uri: caption_journal.holds(lake.opener, uri, images), parts)
+        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
 
 
@@ -118,18 +118,19 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
     lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
-    watch = caption_budget.Watch(MARGIN)
+    lease = settings.captions.lease_seconds
+    watch = caption_budget.Watch(MARGIN * lease)
     told = False
     while True:
         began = time.monotonic()
-        seen = caption_journal.read_wave(lake.opener, place)
+        seen = caption_wave.read_wave(lake.opener, place)
         over = watch.over(began, time.monotonic(), seen.attempts)
         if over >= seen.attempts.keys():
             break
         if not told:
             print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
             told = True
-        time.sleep(EVERY)
+        time.sleep(lease / LOOKS)
     nano = lost + sum(caption_budget.settle(one, True) for one in seen.attempts.values())
     for strange in seen.strange:
         if strange.harm:
@@ -161,11 +162,8 @@ def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
 
 def _records(lake: Lake, places: list[str]) -> DataFrame:
     """Folders of waves, each with an answer part -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    rows = (
-        lake.spark.read.schema(caption_journal.RECORD_SCHEMA)
-        .json([f"{place}/*/*-answers.jsonl" for place in places])
-        .where(F.col("key").isNotNull())
-    )
+    parts = [f"{place}/*/*-answers.jsonl" for place in places]
+    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(parts).where(F.col("key").isNotNull())
     name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
     part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
     return rows.withColumn("part", part)

@@ -31,7 +31,7 @@ from jobs import artifacts, caption_ledger, deny, deny_lists, ingest, registry, 
 from jobs.lake import Lake
 from jobs.lease import Lease, landing
 from jobs.tables import TABLES
-from udfs import caption_journal
+from udfs import caption_wave
 from udfs.opener import to_uri
 from udfs.reject import Reject
 from udfs.traces import Traces
@@ -176,7 +176,7 @@ def _clean_files(lake: Lake, settings: Settings, found: Traces) -> None:
     _tell("folders of trainings", trained)
     bought = caption_ledger.holding(lake, found.ids)
     for part in bought:
-        caption_journal.blot(lake.opener, part, found.ids)
+        caption_wave.blot(lake.opener, part, found.ids)
     _tell("journals of paid captions", bought)
     shown = _pages(lake, settings)
     for page in shown:

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
+from conf.captions import Captioner
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_ledger, forget, ingest
+from jobs import caption, caption_ledger, caption_paid, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings, write_image
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_journal
+from tests.udfs.test_rate_limit import between, bucket, simulate
+from udfs import caption_wave
+from udfs.rate_limit import Rate
 
 MODEL = "gemini-3.8-flash"
 IMAGES = 12
@@ -85,7 +88,7 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     parts = [path for path in Path(settings().lake.root).rglob("*.jsonl") if "_captions" in path.parts]
     assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
     assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
-    assert caption_journal.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
+    assert caption_wave.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
 
     # the tables are lost; the journal is asked before the service
     lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
@@ -156,3 +159,11 @@ def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: 
 def test_a_model_without_a_price_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
     with pytest.raises(Mistake, match="no price of 'gemini-9'"):
         caption.run(lake, settings(model="gemini-9"))
+
+
+def test_without_a_limit_in_the_config_the_pace_gives_way_to_a_server_that_has_one() -> None:
+    one = Captioner(engine="openai", model="m", base_url="http://127.0.0.1:1", in_flight=64)
+    log = simulate(Rate(caption_paid.pace(one, 2)), bucket(lambda now: 20), 300, in_flight=64)
+    accepted, refused = between(log, 100, 300)
+    assert accepted >= 0.95 * 20 and refused <= 0.01
+    assert caption_paid.pace(one.model_copy(update={"requests_per_minute": 600}), 2) == 5
