@@ -9,6 +9,7 @@ narrow tables, under a CPU-millisecond an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial, reduce
 
 from pyspark.sql import DataFrame
@@ -17,10 +18,10 @@ from pyspark.sql import functions as F
 from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_paid, caption_rows, command, progress, rejects, waves
+from jobs import caption_paid, caption_rows, caption_tiers, command, progress, rejects, waves
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
-from jobs.waves import Projection
+from jobs.waves import Projection, Stage
 from udfs import caption_offline, caption_row, token_count
 from udfs.reject import CODES
 
@@ -30,31 +31,36 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     if plan_only:
         tell_plan(lake, settings)
         return
-    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        pending = caption_rows.pending(lake, settings)
-        free, paid = split(settings)
-        plan = stage.plan(caption_rows.about(lake, settings, pending.where(F.col("tier").isin(free))), ["image_id"])
-        if plan.rows or not paid:
-            stage.run(plan, lambda inputs: compute(inputs, settings))
-        number = max(plan.waves, default=-1) + 1
-        for tier in paid:
-            number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+    for tiers in caption_tiers.rounds(settings):
+        with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
+            _run(stage, settings, tiers)
 
 
-def split(settings: Settings) -> tuple[list[str], list[Tier]]:
+def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
+    lake, (free, paid) = stage.lake, split(settings, tiers)
+    pending = caption_tiers.pending(lake, settings).where(F.col("tier").isin(free))
+    plan = stage.plan(caption_rows.about(lake, settings, pending), ["image_id", "tier"])
+    if plan.rows or not paid:
+        stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
+    number = max(plan.waves, default=-1) + 1
+    for tier in paid:
+        pending = caption_tiers.pending(lake, settings)  # asked anew: what the last one was told is prohibited is shown to no other
+        number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+
+
+def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
     engines = {name: one.engine for name, one in settings.captions.captioners.items()}
-    tiers = settings.captions.tiers
     paid = [tier for tier in tiers if engines[tier.captioner] in caption_paid.ENGINES]
     return [tier.name for tier in tiers if tier not in paid], paid
 
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
     """Prints images, and of paid tiers money, before anything is sent."""
-    pending = caption_rows.pending(lake, settings)
+    pending, tiers = caption_tiers.pending(lake, settings), caption_tiers.tiers(settings)
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
-    free, _ = split(settings)
-    for tier in settings.captions.tiers:
+    free, _ = split(settings, tiers)
+    for tier in tiers:
         if tier.name in free:
             print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
         else:
@@ -70,11 +76,9 @@ def check(settings: Settings) -> None:
         raise Mistake(f"captions.{error}") from None
 
 
-def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
+def compute(inputs: DataFrame, settings: Settings, tiers: Sequence[Tier]) -> DataFrame:
     """(image_id, tier, caption_rows.ABOUT) -> staged rows."""
-    return reduce(
-        DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in settings.captions.tiers]
-    )
+    return reduce(DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in tiers])
 
 
 def _of_tier(inputs: DataFrame, settings: Settings, tier: Tier) -> DataFrame:
