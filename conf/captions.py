@@ -89,7 +89,9 @@ class Captions(Frozen):
 class CompareCaptioners(Frozen):
     """The same images by several captioners: of those in `captioners` each captions the whole sample, beside what the tiers say."""
 
-    captioners: tuple[Name, ...] = ()  # of captions.captioners; each is asked for the parts of its first tier, one that is in no tier for all
+    captioners: tuple[
+        Name, ...
+    ] = ()  # of captions.captioners; each is asked for the parts of its first tier, one that is in no tier for all
     # of the sample, at most a driver's hold; None: every image, e.g. for two captioners that cost little, and a tier for what they disagree about
     images: Annotated[int, Field(gt=0, le=100_000)] | None = 500
     seed: int = 7  # the sample is a function of it and of the images' ids

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from conf.captions import COMPARED, Tier
 from conf.settings import Settings
-from jobs import caption_rows, deny_lists
+from jobs import caption_rows, deny_lists, rejects
 from jobs.lake import Lake
 
 JOINED = " + "  # between the fingerprints of those that are compared
@@ -23,7 +23,9 @@ def tiers(settings: Settings) -> tuple[Tier, ...]:
     """-> a tier for each captioner of the comparison, with the parts of the first tier that names it, so that nothing is bought twice."""
     parts = {tier.captioner: tier.parts for tier in reversed(settings.captions.tiers)}
     every = Tier.model_fields["parts"].default
-    return tuple(Tier(name=f"{COMPARED}{name}", captioner=name, parts=parts.get(name, every)) for name in settings.compare_captioners.captioners)
+    return tuple(
+        Tier(name=f"{COMPARED}{name}", captioner=name, parts=parts.get(name, every)) for name in settings.compare_captioners.captioners
+    )
 
 
 def fingerprints(settings: Settings) -> str:
@@ -63,3 +65,22 @@ def wanted(lake: Lake, settings: Settings) -> DataFrame | None:
         for tier in asked
     ]
     return reduce(DataFrame.unionByName, each)
+
+
+def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
+    """(image_id, tier, fingerprint) -> (image_id, tier) of those that the captioner has neither captioned nor refused for good. An image that flags
+    wait for waits too.
+    """
+    if settings.embed.detectors:
+        rows = rows.join(caption_rows.flags(lake, settings).select("image_id"), "image_id", "left_semi")
+    done = lake.read("captions").select("image_id", "fingerprint").distinct()
+    settled = rejects.settled(lake, caption_rows.NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
+    left = rows.join(done, ["image_id", "fingerprint"], "left_anti").join(settled, ["image_id", "fingerprint"], "left_anti")
+    return left.select("image_id", "tier")
+
+
+def pending(lake: Lake, settings: Settings) -> DataFrame:
+    """-> (image_id, tier) of the sample that a captioner of the comparison is still to be asked about."""
+    rows = wanted(lake, settings)
+    assert rows is not None
+    return lacking(lake, settings, rows)

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from conf.captions import Tier
 from conf.settings import Settings
-from jobs import caption_rows, caption_sample, facts, rejects, score, select_images
+from jobs import caption_rows, caption_sample, facts, score, select_images
 from jobs.lake import Lake
 
 
@@ -30,17 +30,12 @@ def rounds(settings: Settings) -> list[tuple[Tier, ...]]:
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of what a captioner is to be asked, each image at most once by each: neither captioned by it, nor refused for good, nor by
-    the captioner of an earlier tier. An image that flags wait for waits too.
+    the captioner of an earlier tier.
     """
     rows = _own(lake, settings)
     if (compared := caption_sample.wanted(lake, settings)) is not None:
         rows = compared.unionByName(rows.join(compared, ["image_id", "fingerprint"], "left_anti"))
-    if settings.embed.detectors:
-        rows = rows.join(caption_rows.flags(lake, settings).select("image_id"), "image_id", "left_semi")
-    done = lake.read("captions").select("image_id", "fingerprint").distinct()
-    settled = rejects.settled(lake, caption_rows.NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
-    lacking = rows.join(done, ["image_id", "fingerprint"], "left_anti").join(settled, ["image_id", "fingerprint"], "left_anti")
-    return lacking.select("image_id", "tier")
+    return caption_sample.lacking(lake, settings, rows)
 
 
 def assigned(lake: Lake, settings: Settings) -> DataFrame:
