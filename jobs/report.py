@@ -31,6 +31,7 @@ from jobs import (
     funnel,
     occurrences,
     pages,
+    report_captioners,
     report_captions,
     report_flags,
     report_scores,
@@ -46,7 +47,7 @@ from udfs.embed import ORIGINAL, PIXELS
 from udfs.opener import to_uri
 
 NAME = "report"
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 THUMBNAIL = 112  # pixels of the longer side
 STATISTICS = {  # name -> unit, as udfs/pixel_statistics.py defines them
     "mean": "luma, levels of 255",
@@ -79,6 +80,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
             report_styles.identity(lake, settings),
             report_flags.identity(settings),
             report_captions.identity(settings),
+            report_captioners.identity(settings),
         ),
     )
     if not select_images.is_made(lake, selection):
@@ -100,6 +102,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "styles": lambda: report_styles.section(lake, settings),
         "flags": lambda: report_flags.section(lake, settings, partial(_pictures, lake, settings)),
         "captions": lambda: report_captions.section(lake, settings, score.fingerprint(head), partial(_pictures, lake, settings)),
+        "captioners": lambda: report_captioners.section(lake, settings, partial(_pictures, lake, settings)),
         "bins": lambda: _bins(lake, settings, score.fingerprint(head), many),
         "statistics": lambda: _statistics(lake, outputs[PIXELS]),
         "labels": lambda: _labels(lake),

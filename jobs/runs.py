@@ -74,8 +74,8 @@ def put(client: MlflowClient, run: str, files: Mapping[str, bytes]) -> None:
         client.log_artifacts(run, folder)
 
 
-def finished(settings: Mlflow, name: str, tag: str, value: str) -> tuple[str, str] | None:
-    """-> (run id, digest) of the newest finished run of this name whose tag has this value (tag DIGEST: `name-digest`); None when there is none."""
+def finished(settings: Mlflow, name: str, tag: str, value: str) -> str | None:
+    """-> id of the newest finished run of this name whose tag has this value (tag DIGEST: `name-digest`); None: there is none, or no store."""
     if registry.silence(settings):
         return None
     client = registry.connect(settings)
@@ -83,7 +83,7 @@ def finished(settings: Mlflow, name: str, tag: str, value: str) -> tuple[str, st
         return None
     wanted = f"tags.`{DIGEST}` LIKE '{name}-%' and tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
     found = client.search_runs([known.experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-    return (str(found[0].info.run_id), found[0].data.tags[DIGEST].removeprefix(f"{name}-")) if found else None
+    return str(found[0].info.run_id) if found else None
 
 
 def files(settings: Mlflow, run: str) -> dict[str, bytes]:
