@@ -52,9 +52,8 @@ def _apart(lake: Lake, settings: Settings, pairs: pd.DataFrame, fingerprints: di
     lowest = pairs.groupby("image_id")["agreement"].mean().nsmallest(SPARE * many)
     if lowest.empty:
         return []
-    chosen = lake.spark.createDataFrame(
-        [(bytearray(one), float(mean)) for one, mean in lowest.items()], "image_id BINARY, agreement DOUBLE"
-    )
+    ids = [(bytearray(row["image_id"]), row["agreement"]) for row in lowest.reset_index().to_dict("records")]
+    chosen = lake.spark.createDataFrame(ids, "image_id BINARY, agreement DOUBLE")
     names = F.create_map(*[F.lit(part) for name, one in fingerprints.items() for part in (one, name)])
     texts = lake.read("captions").where(F.col("fingerprint").isin(*fingerprints.values()) & F.col("kind").isin(*KINDS))
     one = F.struct(names[F.col("fingerprint")].alias("captioner"), "kind", "text")

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest, load_prompt
-from jobs import caption_rows, caption_tiers, prompt_facts
+from jobs import caption_ledger, caption_rows, caption_tiers, prompt_facts
 from jobs.lake import Lake
 from udfs import compose_prompt, token_count
 from udfs.compose_prompt import Caption, Known
@@ -67,6 +67,7 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
         "absent": "",
         "counts": sorted(counted, key=lambda row: (row["tier"], ORDER.index(row["kind"]))),
         "images": images,
+        "ledger": [row.asDict() for row in caption_ledger.summed(lake).collect()],  # a row a tier, captioner and code
         "epochs": EPOCHS,
     }
 
