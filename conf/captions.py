@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from conf.build import Select
-from conf.section import Frozen, Name, Positive, Share
+from conf.section import Device, Frozen, Name, Positive, Precision, Share
 
 Tokens = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0)]
@@ -25,15 +25,44 @@ class Key(Frozen):
     environment: Name
 
 
+class Local(Frozen):
+    """A model that workers run themselves: a folder in transformers' `-hf` layout (OpenGVLab/InternVL3-8B-hf) that every worker sees."""
+
+    folder: str
+    sha256: str  # `python -m udfs.internvl FOLDER` prints it
+    device: Device = "cuda"
+    precision: Precision = "bf16"
+    min_tiles: Positive = 1
+    max_tiles: Positive = 12  # of an image; 256 tokens each in InternVL's own models
+    batch_tiles: Positive = 52  # of a batch of images
+    threads: Positive = 2  # that read and cut images ahead of the model
+    chunk: Positive = 128  # images that are sorted by their tiles, and whose bytes a worker holds
+
+
+class Batch(Frozen):
+    """How Batch mode is used: a wave is up to `jobs` files of up to `rows` requests, and ends when the service has ended all of them."""
+
+    rows: Positive = 10_000
+    megabytes: Annotated[int, Field(ge=1, le=2_000)] = 256
+    jobs: Positive = 32
+    poll_seconds: Annotated[float, Field(gt=0)] = 60.0
+    rounds: Positive = 3  # that an image may be asked in, the first among them: what a job did not answer, or was refused, is asked again
+
+
 class Captioner(Frozen):
     """One engine and how it is asked."""
 
-    engine: Literal["gemini", "openai", "tags"]
-    model: str | None = None  # the service's name of it
+    engine: Literal["gemini", "gemini-batch", "openai", "internvl", "tags"]
+    model: str | None = None  # the service's name of it; internvl: the last part of its folder
+    local: Local | None = None  # internvl
+    batch: Batch = Batch()  # gemini-batch
     key: Key | None = None
     base_url: str | None = None  # openai: of the server; gemini: None is the service's own
     api_version: str = "v1"
     media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
+    thinking: Literal["minimal", "low", "medium", "high"] | Annotated[int, Field(ge=0)] | None = (
+        None  # gemini: a level, or tokens; None: its own
+    )
     safety: Literal["off", "none", "default"] = "off"  # gemini: thresholds of the adjustable filters
     max_output_tokens: Positive = 4_096  # thoughts among them
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -45,9 +74,13 @@ class Captioner(Frozen):
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Captioner:
-        if self.engine != "tags" and self.model is None:
+        if (self.engine == "internvl") != (self.local is not None):
+            raise ValueError(
+                f"engine {self.engine}: local: {'required, not given' if self.local is None else 'given, only internvl has it'}"
+            )
+        if self.engine not in ("tags", "internvl") and self.model is None:
             raise ValueError(f"engine {self.engine}: model: required, not given")
-        if self.engine == "gemini" and self.key is None:
+        if self.engine in ("gemini", "gemini-batch") and self.key is None:
             raise ValueError(f"engine {self.engine}: key: required, not given; e.g. {{environment: GEMINI_API_KEY}}")
         if self.engine == "openai" and self.base_url is None:
             raise ValueError("engine openai: base_url: required, not given; e.g. http://127.0.0.1:8000/v1")

@@ -18,7 +18,20 @@ from pyspark.sql import functions as F
 from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_paid, caption_rows, caption_tiers, command, progress, rejects, waves
+from jobs import (
+    caption_batch,
+    caption_ledger,
+    caption_local,
+    caption_paid,
+    caption_plan,
+    caption_rows,
+    caption_tiers,
+    command,
+    embedding,
+    progress,
+    rejects,
+    waves,
+)
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
 from jobs.waves import Projection, Stage
@@ -39,49 +52,76 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
     lake, (free, paid) = stage.lake, split(settings, tiers)
     pending = caption_tiers.pending(lake, settings).where(F.col("tier").isin(free))
-    plan = stage.plan(caption_rows.about(lake, settings, pending), ["image_id", "tier"])
+    plan = stage.plan(*ordered(lake, settings, pending, tiers))
     if plan.rows or not paid:
         stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
     number = max(plan.waves, default=-1) + 1
     for tier in paid:
+        asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
         pending = caption_tiers.pending(lake, settings)  # asked anew: what the last one was told is prohibited is shown to no other
-        number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+        number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
 
 
 def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
-    engines = {name: one.engine for name, one in settings.captions.captioners.items()}
-    paid = [tier for tier in tiers if engines[tier.captioner] in caption_paid.ENGINES]
+    paid = [tier for tier in tiers if engine_of(settings, tier) in (*caption_paid.ENGINES, *caption_batch.ENGINES)]
     return [tier.name for tier in tiers if tier not in paid], paid
 
 
+def ordered(lake: Lake, settings: Settings, pending: DataFrame, tiers: Sequence[Tier]) -> tuple[DataFrame, Sequence[str]]:
+    """(image_id, tier) of free tiers -> with what is known of them, and the order to take them in: that of the bytes, where they are read."""
+    rows = caption_rows.about(lake, settings, pending)
+    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in tiers):
+        return rows, ["image_id", "tier"]
+    return embedding.placed(lake, rows, settings), embedding.ORDER
+
+
+def engine_of(settings: Settings, tier: Tier) -> str:
+    return settings.captions.captioners[tier.captioner].engine
+
+
 def tell_plan(lake: Lake, settings: Settings) -> None:
-    """Prints images, and of paid tiers money, before anything is sent."""
+    """Prints images, and of paid tiers tokens and money, before anything is sent."""
     pending, tiers = caption_tiers.pending(lake, settings), caption_tiers.tiers(settings)
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
-    free, _ = split(settings, tiers)
+    free, paid = split(settings, tiers)
+    whole = 0
     for tier in tiers:
         if tier.name in free:
-            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
+            engine = engine_of(settings, tier)
+            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
         else:
-            print(f"{NAME}: {caption_paid.plan(lake, settings, tier, pending.where(F.col('tier') == tier.name))}")
+            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name))
+            whole += nano
+            print("\n".join(f"{NAME}: {line}" for line in lines))
+    if paid:
+        budget = settings.captions.budget_usd
+        print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
     print(progress.estimate(lake, NAME, sum(counts.values())))
 
 
 def check(settings: Settings) -> None:
-    """Raises Mistake for a tokenizer that is not there, or is another."""
+    """Raises Mistake for a tokenizer or a model that is not there, or is another."""
     try:
         token_count.load(settings.captions.tokenizer, settings.captions.tokenizer_sha256)
     except ValueError as error:
         raise Mistake(f"captions.{error}") from None
+    for name, one in settings.captions.captioners.items():
+        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in caption_tiers.tiers(settings)}:
+            caption_local.check(one)
 
 
 def compute(inputs: DataFrame, settings: Settings, tiers: Sequence[Tier]) -> DataFrame:
-    """(image_id, tier, caption_rows.ABOUT) -> staged rows."""
-    return reduce(DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in tiers])
+    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free ones of the tiers."""
+    free, _ = split(settings, tiers)
+    return reduce(
+        DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in tiers if tier.name in free]
+    )
 
 
 def _of_tier(inputs: DataFrame, settings: Settings, tier: Tier) -> DataFrame:
+    if engine_of(settings, tier) in caption_local.ENGINES:
+        return caption_local.compute(inputs, settings, tier)
     prompt, options = load_prompt(settings.captions.prompt), settings.captions
     tokenizer = (options.tokenizer, options.tokenizer_sha256)
     worker = partial(caption_offline.caption, rules=caption_rows.rules_of(prompt), asked=tier.parts, tokenizer=tokenizer)

@@ -6,6 +6,8 @@ another prompt, engine, model or option of the request does.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -13,13 +15,14 @@ from conf.captions import Captioner, PromptFile, Tier
 from conf.settings import Settings, digest, load_prompt
 from jobs import classify, flag, occurrences
 from jobs.lake import Lake
-from udfs import caption_answer, caption_request, caption_tags, token_count
+from udfs import caption_answer, caption_request, caption_tags, caption_work, token_count
 from udfs.caption_answer import Rules
+from udfs.caption_request import Prompt
 
 NAME = "caption"
-PACE = frozenset(  # of a captioner: how fast and at what risk it is asked, not what
-    {"key", "base_url", "timeout_seconds", "tries", "repairs", "in_flight", "requests_per_minute"}
-)
+PACE: dict[str, Any] = dict.fromkeys(  # of a captioner: how fast and at what risk it is asked, not what
+    ("key", "base_url", "timeout_seconds", "tries", "repairs", "in_flight", "requests_per_minute", "batch"), True
+) | {"local": {"folder", "device", "batch_tiles", "threads", "chunk"}}
 ABOUT = ("tags", "alt_text", "rating", "style", "regions")  # what is told of an image
 
 
@@ -27,8 +30,14 @@ def fingerprint(settings: Settings, tier: Tier) -> str:
     """Of rows of `captions`: engine, model, prompt version, and a digest of all that makes a request or an answer another."""
     one, prompt = settings.captions.captioners[tier.captioner], load_prompt(settings.captions.prompt)
     own = caption_tags.KERNEL_VERSION if one.engine == "tags" else caption_request.REQUEST_VERSION
-    told = digest(prompt, one.model_dump(mode="json", exclude=set(PACE)), sorted(tier.parts), caption_answer.RULES_VERSION, own)
+    told = digest(prompt, one.model_dump(mode="json", exclude=PACE), sorted(tier.parts), caption_answer.RULES_VERSION, own)
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
+
+
+def of_wave(settings: Settings, tier: Tier) -> dict[str, str]:
+    """What the ledger says of a wave's calls."""
+    one = settings.captions.captioners[tier.captioner]
+    return {"tier": tier.name, "fingerprint": fingerprint(settings, tier), "engine": one.engine, "model": name_of(one)}
 
 
 def told(settings: Settings, tier: Tier) -> dict[str, Column]:
@@ -37,6 +46,15 @@ def told(settings: Settings, tier: Tier) -> dict[str, Column]:
     names = {"fingerprint": fingerprint(settings, tier), "tier": tier.name, "engine": one.engine, "model": name_of(one)}
     names |= {"prompt": load_prompt(options.prompt).name, "tokenizer": token_count.load(options.tokenizer, options.tokenizer_sha256).name}
     return {name: F.lit(value) for name, value in names.items()}
+
+
+def of_worker(settings: Settings, tier: Tier) -> caption_work.Tier:
+    """What workers get of a tier: no secret."""
+    prompt, options = load_prompt(settings.captions.prompt), settings.captions
+    words = Prompt(**{name: getattr(prompt, name) for name in Prompt._fields})
+    one = options.captioners[tier.captioner].model_dump(mode="json")
+    tokenizer = (options.tokenizer, options.tokenizer_sha256)
+    return caption_work.Tier(one, words, rules_of(prompt), tier.parts, tokenizer, settings.limits.model_dump(), settings.store_options)
 
 
 def rules_of(prompt: PromptFile) -> Rules:
@@ -53,7 +71,7 @@ def rules_of(prompt: PromptFile) -> Rules:
 
 def name_of(one: Captioner) -> str:
     """What the tables name as the model: of a folder its last part, of `tags` none."""
-    return (one.model or "none").rstrip("/").rpartition("/")[2]
+    return (one.model or (one.local.folder if one.local is not None else "none")).rstrip("/").rpartition("/")[2]
 
 
 def about(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:

@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest, load_detector, load_encoder
-from jobs import deny_lists, occurrences, rejects
+from jobs import deny_lists, devices, occurrences, rejects
 from jobs.lake import Lake
 from jobs.waves import Projection
 from udfs import embed as kernel
@@ -147,15 +146,8 @@ def compute(inputs: DataFrame, settings: Settings, fingerprints: Mapping[str, st
 
 def on_worker(frames: Iterator[pd.DataFrame], device: str, **options: Any) -> Iterator[pd.DataFrame]:
     """Runs the kernel on the device that Spark assigned to this task."""
-    context = TaskContext.get()
-    assert context is not None
-    resources = context.resources()
-    gpu = resources["gpu"].addresses[0] if "gpu" in resources else None
-    if device == "cuda" and gpu is None:
-        raise Mistake(
-            "embed.device: given cuda, but Spark assigned this task no GPU; set spark.task.resource.gpu.amount (infra/spark-gpu.conf)"
-        )
-    return kernel.embed(frames, device=f"cuda:{gpu}" if device == "cuda" else device, place="" if gpu is None else f"gpu{gpu}", **options)
+    mine = devices.of_task(device, "embed.device")
+    return kernel.embed(frames, device=mine.name, place=mine.place, **options)
 
 
 def tables(lake: Lake, settings: Settings, stage: str) -> dict[str, Projection]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from udfs.caption_request import Request
 
 SIDE, PATCH, TILE_TOKENS = 28, 7, 4  # pixels of a tile, of a patch; (28 / 7 * .5) ** 2 tokens of a tile
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
@@ -67,3 +70,29 @@ def byte_tokenizer() -> Any:
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     own = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", extra_special_tokens=named, **own)
+
+
+def teach(folder: Path, asked: Sequence[tuple[Request, bytes]], answer: str, steps: int = 120) -> Path:
+    """Fits the folder's model until it says `answer` to these requests and files' bytes -> the folder."""
+    import torch
+    from transformers import InternVLForConditionalGeneration
+
+    from tests.odd_images import LIMITS
+    from udfs import internvl
+
+    how = internvl.How(str(folder), internvl.folder_hash(folder), max_tiles=1)
+    processor = internvl._load(how.folder, how.sha256, how.device, how.precision).model
+    said = processor.processor.tokenizer(answer + "<|im_end|>", return_tensors="pt")["input_ids"][0]
+    module = InternVLForConditionalGeneration.from_pretrained(folder)
+    best = torch.optim.Adam(module.parameters(), 5e-3)
+    ready = [internvl._prepare(processor, 0, request, data, LIMITS, how) for request, data in asked]
+    for step in range(steps):
+        one = ready[step % len(ready)]
+        tokens = torch.cat([one.tokens, said])[None]
+        labels = torch.cat([torch.full_like(one.tokens, -100), said])[None]
+        loss = module(input_ids=tokens, pixel_values=one.pixels, labels=labels).loss
+        best.zero_grad()
+        loss.backward()
+        best.step()
+    module.save_pretrained(folder)
+    return folder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from udfs.caption_answer import LISTS, PARTS, TEXTS, Checked, Fault
-from udfs.caption_call import QUARANTINE, RETRY, Reply
+from udfs.caption_call import ANSWER, QUARANTINE, RETRY, Reply
 from udfs.caption_journal import Record
 from udfs.caption_request import Request
 
@@ -64,7 +64,26 @@ def second(work: Work, row: Row, answer: Answer) -> Request:
     return work.plain(row) if answer.suspect else work.repair(row, answer.request, why(answer.checked.faults))
 
 
-def answered(row: Row, answers: Sequence[Answer], calls: int) -> dict[str, Any]:
+def conversation(work: Work, row: Row, repairs: int) -> Generator[Request, Reply, dict[str, Any]]:
+    """The requests of a row, each after the reply to the one before it: the first, and with repairs 1 one more after an answer that is refused.
+    -> its staged row, whose `calls` the caller knows. A reply is the last of its request: no RETRY that would be tried again.
+    """
+    request = work.render(row)
+    reply = yield request
+    if reply.outcome != ANSWER:
+        return not_answered(row, request, reply)
+    answers = [looked_at(work, row, request, reply.text)]
+    if not answers[0].checked.whole and repairs:
+        request = second(work, row, answers[0])
+        reply = yield request
+        if reply.outcome == ANSWER:
+            answers.append(looked_at(work, row, request, reply.text))
+        elif reply.outcome == QUARANTINE or not answers[0].useful:
+            return not_answered(row, request, reply)
+    return answered(row, answers)
+
+
+def answered(row: Row, answers: Sequence[Answer], calls: int = 0) -> dict[str, Any]:
     """One answer or two -> whole, partial or failed: of a part the last that passed; a suspect answer gives none."""
     good = [answer for answer in answers if not answer.suspect]
     parts = {part: (answer.checked.parts[part], answer.request.key) for answer in good for part in PARTS if part in answer.checked.parts}
@@ -86,7 +105,7 @@ def failed(row: Row, key: str | None, code: str, detail: str, transient: bool, c
     return _row(row, key, FAILED, calls) | {"code": code, "detail": detail, "transient": transient}
 
 
-def not_answered(row: Row, request: Request, reply: Reply, calls: int) -> dict[str, Any]:
+def not_answered(row: Row, request: Request, reply: Reply, calls: int = 0) -> dict[str, Any]:
     """The last reply to a row that has no answer -> failed; of a quarantined image only ids and code."""
     detail = "" if reply.outcome == QUARANTINE else reply.detail
     return failed(row, request.key, reply.code, detail, reply.outcome == RETRY, calls)

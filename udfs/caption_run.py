@@ -19,7 +19,7 @@ import pandas as pd
 from udfs import caption_row
 from udfs.caption_asking import FAILED, Asking, Ended, settled
 from udfs.caption_budget import Price
-from udfs.caption_call import ANSWER, CODES, QUARANTINE, RETRY, STOP, Engine, Reply
+from udfs.caption_call import CODES, RETRY, STOP, Engine, Reply
 from udfs.caption_journal import Journal, Record
 from udfs.caption_request import Request
 from udfs.caption_row import Row, Work
@@ -194,20 +194,15 @@ class _Attempt:
         self._done.append(result | {"stop": life.stop})
 
     async def _caption(self, row: Row, life: _Life) -> dict[str, Any]:
-        work, how = self._work, self._how
-        request = work.render(row)
-        reply = await self._reply(row, life, request, how.tries)
-        if reply.outcome != ANSWER:
-            return caption_row.not_answered(row, request, reply, life.calls)
-        answers = [caption_row.looked_at(work, row, request, reply.text)]
-        if not answers[0].checked.whole and how.repairs:
-            request = caption_row.second(work, row, answers[0])
-            reply = await self._reply(row, life, request, how.tries + how.repairs, repair=True)
-            if reply.outcome == ANSWER:
-                answers.append(caption_row.looked_at(work, row, request, reply.text))
-            elif reply.outcome == QUARANTINE or not answers[0].useful:
-                return caption_row.not_answered(row, request, reply, life.calls)
-        return caption_row.answered(row, answers, life.calls)
+        talk, most, is_repair = caption_row.conversation(self._work, row, self._how.repairs), self._how.tries, False
+        request = next(talk)
+        while True:
+            reply = await self._reply(row, life, request, most, is_repair)
+            try:
+                request = talk.send(reply)
+            except StopIteration as said:
+                return said.value | {"calls": life.calls}
+            most, is_repair = self._how.tries + self._how.repairs, True
 
     async def _reply(self, row: Row, life: _Life, request: Request, most: int, repair: bool = False) -> Reply:
         """-> the reply that settles a request, or the last of its tries, until the row has made `most` calls. Raises Ended, or Reject of its image."""
