@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from conf.build import Select
-from conf.section import Device, Frozen, Name, Positive, Precision
+from conf.section import Device, Frozen, Name, Positive, Precision, Share
 
 Tokens = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0)]
 Part = Literal["short", "medium", "long", "style", "tags", "ocr"]
 STAND_IN = "utf8-bytes/4"
+COMPARED = "compare."  # begins the names of the tiers that a comparison adds
 
 
 class Key(Frozen):
@@ -113,8 +114,28 @@ class Captions(Frozen):
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"tiers: names must be unique, given {names}")
+        if taken := [name for name in names if name.startswith(COMPARED)]:
+            raise ValueError(f"tiers: given {taken}; {COMPARED!r} begins the names of the tiers that compare_captioners adds, take others")
         if self.tokenizer != STAND_IN and self.tokenizer_sha256 is None:
             raise ValueError(f"tokenizer: needs tokenizer_sha256 (`sha256sum {self.tokenizer}/tokenizer.json`)")
+        return self
+
+
+class CompareCaptioners(Frozen):
+    """The same images by several captioners: of those in `captioners` each captions the whole sample, beside what the tiers say."""
+
+    captioners: tuple[
+        Name, ...
+    ] = ()  # of captions.captioners; each is asked for the parts of its first tier, one that is in no tier for all
+    # of the sample, at most a driver's hold; None: every image, e.g. for two captioners that cost little, and a tier for what they disagree about
+    images: Annotated[int, Field(gt=0, le=100_000)] | None = 500
+    seed: int = 7  # the sample is a function of it and of the images' ids
+    covers: Share = 0.9  # a captioner that was asked about less of the sample is not compared
+
+    @model_validator(mode="after")
+    def _each_once(self) -> CompareCaptioners:
+        if len(set(self.captioners)) != len(self.captioners):
+            raise ValueError(f"captioners: each once, given {list(self.captioners)}")
         return self
 
 

@@ -25,6 +25,7 @@ from jobs import (
     caption_paid,
     caption_plan,
     caption_rows,
+    caption_tiers,
     command,
     embedding,
     progress,
@@ -33,7 +34,7 @@ from jobs import (
 )
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
-from jobs.waves import Projection
+from jobs.waves import Projection, Stage
 from udfs import caption_offline, caption_row, token_count
 from udfs.reject import CODES
 
@@ -43,30 +44,35 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     if plan_only:
         tell_plan(lake, settings)
         return
-    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        pending = caption_rows.pending(lake, settings)
-        free, paid = split(settings)
-        plan = stage.plan(*ordered(lake, settings, pending.where(F.col("tier").isin(free))))
-        if plan.rows or not paid:
-            stage.run(plan, lambda inputs: compute(inputs, settings))
-        number = max(plan.waves, default=-1) + 1
-        for tier in paid:
-            asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
-            number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+    for tiers in caption_tiers.rounds(settings):
+        with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
+            _run(stage, settings, tiers)
 
 
-def split(settings: Settings) -> tuple[list[str], list[Tier]]:
+def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
+    lake, (free, paid) = stage.lake, split(settings, tiers)
+    pending = caption_tiers.pending(lake, settings).where(F.col("tier").isin(free))
+    plan = stage.plan(*ordered(lake, settings, pending, tiers))
+    if plan.rows or not paid:
+        stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
+    number = max(plan.waves, default=-1) + 1
+    for tier in paid:
+        asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
+        pending = caption_tiers.pending(lake, settings)  # asked anew: what the last one was told is prohibited is shown to no other
+        number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+
+
+def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
-    tiers = settings.captions.tiers
     paid = [tier for tier in tiers if engine_of(settings, tier) in (*caption_paid.ENGINES, *caption_batch.ENGINES)]
     return [tier.name for tier in tiers if tier not in paid], paid
 
 
-def ordered(lake: Lake, settings: Settings, pending: DataFrame) -> tuple[DataFrame, Sequence[str]]:
+def ordered(lake: Lake, settings: Settings, pending: DataFrame, tiers: Sequence[Tier]) -> tuple[DataFrame, Sequence[str]]:
     """(image_id, tier) of free tiers -> with what is known of them, and the order to take them in: that of the bytes, where they are read."""
     rows = caption_rows.about(lake, settings, pending)
-    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in settings.captions.tiers):
-        return rows, ["image_id"]
+    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in tiers):
+        return rows, ["image_id", "tier"]
     return embedding.placed(lake, rows, settings), embedding.ORDER
 
 
@@ -76,11 +82,11 @@ def engine_of(settings: Settings, tier: Tier) -> str:
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
     """Prints images, and of paid tiers tokens and money, before anything is sent."""
-    pending = caption_rows.pending(lake, settings)
+    pending, tiers = caption_tiers.pending(lake, settings), caption_tiers.tiers(settings)
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
-    free, paid = split(settings)
+    free, paid = split(settings, tiers)
     whole = 0
-    for tier in settings.captions.tiers:
+    for tier in tiers:
         if tier.name in free:
             engine = engine_of(settings, tier)
             print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
@@ -101,16 +107,15 @@ def check(settings: Settings) -> None:
     except ValueError as error:
         raise Mistake(f"captions.{error}") from None
     for name, one in settings.captions.captioners.items():
-        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in settings.captions.tiers}:
+        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in caption_tiers.tiers(settings)}:
             caption_local.check(one)
 
 
-def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
-    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free tiers."""
-    free, _ = split(settings)
+def compute(inputs: DataFrame, settings: Settings, tiers: Sequence[Tier]) -> DataFrame:
+    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free ones of the tiers."""
+    free, _ = split(settings, tiers)
     return reduce(
-        DataFrame.unionByName,
-        [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in settings.captions.tiers if tier.name in free],
+        DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in tiers if tier.name in free]
     )
 
 

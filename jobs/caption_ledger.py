@@ -105,6 +105,16 @@ def known(lake: Lake) -> DataFrame | None:
     return told.select(F.unhex("image_id").alias("image_id"), "known")
 
 
+def summed(lake: Lake) -> DataFrame:
+    """-> what the ledger says, a row a tier, captioner and code: images, calls, tokens, usd."""
+    tokens = {"input_tokens": ("prompt_tokens", "image_tokens"), "output_tokens": ("output_tokens", "thought_tokens")}
+    sums = [F.sum(F.coalesce(one, F.lit(0)) + F.coalesce(other, F.lit(0))).alias(name) for name, (one, other) in tokens.items()]
+    counts = [F.count_distinct("image_id").alias("images"), F.count("*").alias("calls")]
+    usd = (F.sum("nano_usd") / F.lit(caption_budget.NANO)).alias("usd")
+    by = ("tier", "engine", "model", "code")
+    return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
+
+
 def _waves(lake: Lake) -> list[Wave]:
     found = []
     for run in lake.folders(lake.area(AREA)):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
-from conf.captions import Captioner
+from conf.captions import Captioner, CompareCaptioners
 from conf.section import Mistake
 from conf.settings import Settings
 from jobs import caption, caption_ledger, caption_paid, forget, ingest
@@ -132,11 +132,16 @@ def test_a_budget_is_never_passed_and_what_is_left_waits(
     assert lake.read("rejects").where("stage = 'caption'").isEmpty()
 
 
-def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_is_asked_again(
+def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_else_is_asked(
     lake: Lake, settings: Callable[..., Settings], server: GeminiServer
 ) -> None:
     server.order(always="block_PROHIBITED_CONTENT")
-    caption.run(lake, settings())
+    told = settings()
+    flash = told.captions.captioners["flash"]
+    captioners = {"flash": flash, "first": flash.model_copy(update={"max_output_tokens": 1024})}
+    compared = {"captions": told.captions.model_copy(update={"captioners": captioners})}
+    compared |= {"compare_captioners": CompareCaptioners(captioners=("first",), images=IMAGES)}
+    caption.run(lake, told.model_copy(update=compared))  # `first` is asked about every image, and `flash` then about none
     asked = server.counts()["requests"]
     assert asked == IMAGES
     rows = lake.read("rejects").where("stage = 'caption'").collect()
