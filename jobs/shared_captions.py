@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import caption_rows, embedding
+from jobs import caption_rows, caption_tiers, embedding, rejects
 from jobs.lake import Lake
 from udfs import caption_row, near_pairs
 from udfs import embed as kernel
@@ -50,10 +50,17 @@ def leaders(lake: Lake, settings: Settings) -> DataFrame:
     return first.join(first.select(F.col("image_id").alias("leader")), "leader", "left_anti").select("image_id", "leader")
 
 
-def led(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
-    """(image_id, tier) -> the rows whose leader is in the same tier, and `leader`. Of others each is asked about by itself."""
-    tiers = caption_rows.assigned(lake, settings).select(F.col("image_id").alias("leader"), F.col("tier").alias("tier_2"))
-    return rows.join(leaders(lake, settings), "image_id").join(tiers, "leader").where("tier = tier_2").drop("tier_2")
+def led(lake: Lake, settings: Settings, pending: DataFrame, leaders: DataFrame) -> DataFrame:
+    """(image_id, tier) -> those whose leader is in the same tier, and `leader`. An image whose leader is in another tier, or is refused for good, is
+    asked about by itself.
+    """
+    told = F.create_map(*[F.lit(one) for tier in settings.captions.tiers for one in (tier.name, caption_rows.fingerprint(settings, tier))])
+    mine = caption_tiers.assigned(lake, settings).withColumn("fingerprint", told[F.col("tier")])
+    refused = rejects.settled(lake, caption_rows.NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
+    mine = mine.join(refused, ["image_id", "fingerprint"], "left_anti").select(
+        F.col("image_id").alias("leader"), F.col("tier").alias("of_leader")
+    )
+    return pending.join(leaders, "image_id").join(mine, "leader").where("tier = of_leader").drop("of_leader")
 
 
 def staged(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
