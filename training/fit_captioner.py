@@ -8,8 +8,9 @@ Rows of a micro-batch are padded on the right. Nothing is generated from their e
 depend on those beside it, positions begin at 0 as they do in serving, and no token of the padding is left without one to look at, which is a
 softmax over nothing. (Serving pads on the left: there the ends must stand together.) Logits are made of the answers' tokens alone.
 
-A row that is too long, or that no teacher has captioned, is left out: it weighs nothing, `too_long` and `no_answer` are the shares of such rows, and
-the images are named in the result. It stands in its batch as one blank tile, so that every rank makes equal passes.
+A row that is too long, or that no teacher has captioned, is left out: it weighs nothing (a step's mean is over all of its rows, these among them),
+`too_long` and `no_answer` are the shares of such rows, and the images are named in the result. It stands in its batch as one blank tile, so that
+every rank makes equal passes.
 """
 
 from __future__ import annotations
@@ -92,10 +93,18 @@ class FitCaptioner:
         return captioner_cost.step_flops(self.folder, self.settings.lora, *self.mean_row)
 
     def build(self) -> torch.nn.Module:
-        module = captioner_adapters.add(internvl.load_module(self.folder, self.settings.precision), self.settings.lora)
+        module: Any = internvl.load_module(self.folder, self.settings.precision)
+        ends, taught = internvl.ends_of(internvl.Model(module, self.reader)), self.reader.processor.tokenizer.eos_token_id
+        if taught not in ends:
+            raise Mistake(
+                f"train_captioner.pretrained: {self.folder}: its tokenizer ends a text by the token {taught}, its generation_config.json an answer by "
+                f"{sorted(ends)}: it would be taught an end that does not end; mend eos_token_id there"
+            )
+        module = captioner_adapters.add(module, self.settings.lora)
         if self.settings.checkpointing:
-            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        return module
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        built: torch.nn.Module = module
+        return built
 
     def start(self, device: torch.device | str) -> None:
         self.device = device

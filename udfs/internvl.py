@@ -126,8 +126,7 @@ def generate(model: Model, part: Sequence[Prepared], most_output: int, together:
     import torch
 
     module, tokenizer = model.module, model.reader.processor.tokenizer
-    ends = module.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id} if ends is None else set(ends) if isinstance(ends, list) else {ends}
+    ends = ends_of(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
     width = max(len(one.tokens) for one in part)
     tokens = torch.full((len(part), width), pad)
@@ -148,6 +147,12 @@ def generate(model: Model, part: Sequence[Prepared], most_output: int, together:
         )
     rows = made[:, width:].cpu().tolist()
     return [_reply(model, one, row, ends) for one, row in zip(part, rows, strict=True)]
+
+
+def ends_of(model: Model) -> set[int]:
+    """-> the tokens that end an answer."""
+    ends = model.module.generation_config.eos_token_id
+    return {model.reader.processor.tokenizer.eos_token_id} if ends is None else set(ends) if isinstance(ends, list) else {ends}
 
 
 def _reply(model: Model, one: Prepared, row: list[int], ends: set[int]) -> Reply:

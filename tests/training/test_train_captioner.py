@@ -148,6 +148,10 @@ def test_a_row_that_is_too_long_and_one_without_a_teacher_are_counted_and_named_
     only = task.losses(module, tensors(task.prepare({name: column[1:3] for name, column in rows_of(task).items()}, 0)))
     assert only["loss"].tolist() == [0.0, 0.0]
     only["loss"].sum().backward()  # a pass as any other: no rank waits
+    outcome = loop.run(task, task.settings, tmp_path / "training", task.ranks, None)
+    assert outcome.state.step == 4
+    recorded = set(pq.read_table(tmp_path / "training/row_losses").to_pydict()["image_id"])
+    assert {one.hex() for one in recorded} == {hashlib.sha256(picture(number)).hexdigest() for number in (0, 3, 4, 5, 6, 7)}
     with pytest.raises(
         Mistake, match=r"4 held-out images 0 have no caption by \['gemini', 'openai'\] .* 4 are longer than most_tokens \(50\)"
     ):
@@ -285,6 +289,33 @@ def test_the_command_trains_on_two_ranks_and_registers_a_captioner_that_merges_i
         merge_captioner.check(files / "captioner", str(tiny_internvl.write(tmp_path / "other-hf", seed=8)))
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")])
+def test_every_zero_stage_teaches_the_same(
+    model: Path, prompt: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
+) -> None:
+    """On two ranks, with activations computed twice; also whole answers, which end at different tokens on different ranks."""
+    store = [
+        f"mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db",
+        f"mlflow.artifacts={tmp_path}/artifacts",
+        f"training.root={tmp_path}/trainings",
+    ]
+    alone = settings_of(model, prompt, "micro_batch=1", "generated=3", "most_output=24", "ema_decay=0.9")
+    task = make_task(alone, place)
+    expected = loop.run(task, alone.train_captioner, tmp_path / "alone", task.ranks, None).metrics
+    more = ("ranks=2", "micro_batch=1", "generated=3", "most_output=24", "checkpointing=true", "ema_decay=0.9")
+    given = overrides(model, prompt, *more, f"zero_stage={stage}", f"precision={precision}")
+    sets = [part for one in (*store, *given) for part in ("--set", one)]
+    monkeypatch.setattr("sys.argv", ["train_captioner", str(place), "--config", str(ROOT / "conf/demo.yaml"), *sets])
+    trainer.main(train_captioner, "")
+    (about,) = (tmp_path / "trainings").glob("*/finished.json")
+    metrics = json.loads(about.read_text())["metrics"]
+    near = 1e-3 if precision == "fp32" else 0.05
+    for name in ("held_out_loss", "base_held_out_loss"):
+        assert metrics[name] == pytest.approx(expected[name], rel=near)
+    assert metrics["held_out_loss"] < metrics["base_held_out_loss"]
+
+
 def test_the_digest_is_of_what_is_trained_and_not_of_how_or_where(model: Path, prompt: Path, place: Path, tmp_path: Path) -> None:
     def digest(*more: str, folder: Path = model) -> str:
         settings = settings_of(folder, prompt, *more)
@@ -296,10 +327,15 @@ def test_the_digest_is_of_what_is_trained_and_not_of_how_or_where(model: Path, p
     assert len(same) == 1 and len(others - same) == 6
 
 
-def test_a_mistake_says_what_to_give(model: Path, prompt: Path, place: Path) -> None:
+def test_a_mistake_says_what_to_give(model: Path, prompt: Path, place: Path, tmp_path: Path) -> None:
     with pytest.raises(
         Mistake, match=r"train_captioner.pretrained: required, not given; give a local folder such as OpenGVLab/InternVL3-8B-hf"
     ):
         make_task(settings_of(model, prompt, "pretrained=null"), place)
     with pytest.raises(Mistake, match=r"train_captioner.lora.layers: given \['to_q'\], .*self_attn.q_proj"):
         make_task(settings_of(model, prompt, "lora={layers: [to_q]}"), place).build()
+    other = tiny_internvl.write(tmp_path / "other-hf")
+    told = json.loads((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": 5}))
+    with pytest.raises(Mistake, match=r"ends a text by the token 2, its generation_config.json an answer by \[5\]"):
+        make_task(settings_of(other, prompt), place).build()

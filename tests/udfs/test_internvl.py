@@ -19,7 +19,7 @@ from udfs.caption_answer import SCHEMA
 from udfs.caption_call import Reply
 from udfs.caption_request import Prompt, Request, render
 from udfs.internvl import How
-from udfs.internvl_prompt import Tiling, count_tiles, prepare, write_chat
+from udfs.internvl_prompt import Tiling, count_tiles, count_tokens, prepare, write_chat
 from udfs.reject import Reject
 
 PROMPT = Prompt("tiny", "Describe.", "short: one sentence.", "", "", "<notes>\n{notes}\n</notes>", "{why}")
@@ -87,6 +87,9 @@ def test_a_picture_has_as_many_tiles_as_counted_and_its_tokens_are_told(how: How
     found = replies(internvl.answers([request()] * 5, [picture(size) for size in SIZES], LIMITS, how))
     assert [reply.usage.image for reply in found if reply.usage] == [count * tiny_internvl.TILE_TOKENS for count in tiles]
     assert len({reply.usage.prompt for reply in found if reply.usage}) == 1
+    reader, chat = model_of(how).reader, write_chat(model_of(how).reader, request())
+    whole = [reply.usage.prompt + reply.usage.image for reply in found if reply.usage]
+    assert [count_tokens(reader, chat, count) for count in tiles] == whole  # known before a picture is decoded
     assert all(reply.usage and 0 < reply.usage.output <= how.most_output for reply in found)
     if most < 6:
         assert tiles == expected
