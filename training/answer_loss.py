@@ -11,7 +11,7 @@ IGNORED = -100  # the label of a token that is not an answer's, as torch has it
 
 
 def answer_losses(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Arrays of FitCaptioner.arrays on the device -> the summed cross-entropy of each row's answer, float32 [n]. `model`: InternVL, wrapped or not."""
+    """Arrays of captioner_rows.Maker.arrays on the device -> the summed cross-entropy of each row's answer, float32 [n]. `model`: InternVL, wrapped or not."""
     import torch
     import torch.nn.functional as F
 

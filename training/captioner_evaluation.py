@@ -79,7 +79,7 @@ def losses_share(task: FitCaptioner, model: Any) -> npt.NDArray[np.float64]:
     firsts = [(one * task.ranks.world + task.ranks.rank) * size for one in range(-(-count // (size * task.ranks.world)))]
     rows = task.held_out_rows([place % count for first in firsts for place in range(first, first + size)])
     for first in firsts:
-        arrays = task.arrays([next(rows) for _ in range(size)])
+        arrays = task.maker.arrays([next(rows) for _ in range(size)])
         inputs = {name: torch.from_numpy(array).to(task.device) for name, array in arrays.items()}
         with torch.no_grad():
             losses = answer_losses(model, inputs)

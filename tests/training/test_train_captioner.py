@@ -107,7 +107,7 @@ def test_a_row_is_asked_token_for_token_as_inference_asks(task: FitCaptioner) ->
         one = captioner_lesson.lesson(task.course, rows["captions"][number], rows["image_id"][number], task.settings.seed, 0)
         assert one is not None
         noted.add(one.request.noted)
-        assert isinstance(internvl.answers([one.request], [picture(number)], task.limits, how)[0], Reply)
+        assert isinstance(internvl.answers([one.request], [picture(number)], task.maker.limits, how)[0], Reply)
     embedded.remove()
     looked.remove()
     assert noted == {True, False} and len(asked) == len(seen) == TRAIN
@@ -267,7 +267,8 @@ def test_the_command_trains_on_two_ranks_and_registers_a_captioner_that_merges_i
     assert np.average(losses["base_loss"], weights=losses["answer_tokens"]) == pytest.approx(
         evaluation["before"]["held_out_loss"], rel=1e-5
     )
-    assert len(json.loads((files / "held_out_answers.json").read_text())) == 2
+    answers = json.loads((files / "held_out_answers.json").read_text())
+    assert len(answers) == 2 and answers[0]["teacher"] == answer(TRAIN)
 
     merged, same = tmp_path / "captioner-hf", tmp_path / "same-hf"
     tail = ["--config", str(ROOT / "conf/demo.yaml"), *sets]
@@ -283,6 +284,8 @@ def test_the_command_trains_on_two_ranks_and_registers_a_captioner_that_merges_i
         replies = internvl.answers([one.request for one in lessons], [picture(TRAIN + number) for number in range(HELD_OUT)], LIMITS, how)
         texts.append([reply.text for reply in replies if isinstance(reply, Reply)])
     assert texts[0] == texts[2] != texts[1] and len(texts[1]) == HELD_OUT
+    for one, base, taught in zip(answers, texts[0], texts[1], strict=False):  # what was measured in training is what serves
+        assert base.startswith(one["before"]["text"]) and taught.startswith(one["after"]["text"]) and len(one["after"]["text"]) > 2
     with pytest.raises(Mistake, match="is there already"):
         merge_captioner.merge(files / "captioner", str(model), merged, {})
     with pytest.raises(Mistake, match="the captioner was taught on tiny-hf with"):
