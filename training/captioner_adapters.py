@@ -66,6 +66,7 @@ def save(folder: Path, weights: Mapping[str, torch.Tensor], lora: TrainCaptioner
 
     told = _config(lora, sorted({name.rpartition(".lora_")[0] for name in weights}))
     told.base_model_name_or_path, told.inference_mode = base, True
+    told.target_modules = sorted(told.target_modules)  # peft makes it a set, whose order would make each file another
     told.save_pretrained(str(folder))
     plain = {_PREFIX + name.replace(f".{adapters.NAME}.", "."): value.contiguous() for name, value in weights.items()}
     safetensors.torch.save_file(plain, folder / FILE, {"format": "pt"})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -57,16 +59,24 @@ def captions(number: int) -> list[dict[str, str]]:
 
 def picture(number: int) -> bytes:
     with io.BytesIO() as file:
-        Image.new("RGB", SIZES[number % 3], COLOURS[number % 4]).save(file, "PNG", comment=str(number))
+        Image.new("RGB", SIZES[number % 3], COLOURS[number % 4]).save(file, "PNG")
         return file.getvalue() + str(number).encode()  # bytes behind the end: another image
 
 
-def write(folder: Path, texts: dict[int, list[dict[str, str]]] | None = None) -> Path:
+def noise(number: int) -> bytes:
+    """Two kinds of pictures that a random tower tells apart, as it does not one colour from another."""
+    pixels = np.random.default_rng(number % 2).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue() + str(number).encode()
+
+
+def write(folder: Path, texts: dict[int, list[dict[str, str]]] | None = None, draw: Callable[[int], bytes] = picture) -> Path:
     """texts: the captions of some images, by number, instead of their own."""
     folder.mkdir(parents=True)
     files = []
     for bucket, numbers in (("train", range(TRAIN)), ("held_out", range(TRAIN, TRAIN + HELD_OUT))):
-        data = [picture(number) for number in numbers]
+        data = [draw(number) for number in numbers]
         told = [(texts or {}).get(number, captions(number)) for number in numbers]
         columns: dict[str, list[Any]] = {
             "image_id": [hashlib.sha256(one).digest() for one in data],

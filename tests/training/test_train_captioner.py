@@ -319,6 +319,31 @@ def test_every_zero_stage_teaches_the_same(
     assert metrics["held_out_loss"] < metrics["base_held_out_loss"]
 
 
+@pytest.mark.proof
+def test_a_model_that_said_nothing_answers_for_each_picture_what_its_teacher_said(model: Path, prompt: Path, tmp_path: Path) -> None:
+    """Random weights and adapters beside every layer: what is learned was in no one before. The pictures are held out, their kinds are not."""
+    texts = {number: captions(1 + number % 2) for number in range(TRAIN + HELD_OUT)}
+    everywhere = "layers: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, fc1, fc2, projection_layer, linear_1, linear_2]"
+    lora = f"lora={{rank: 32, alpha: 64, within: [language_model, vision_tower, multi_modal_projector], {everywhere}}}"
+    more = (
+        "parts=[short, tags]",
+        "notes=0.0",
+        "max_tiles=1",
+        "rows_per_step=8",
+        "micro_batch=8",
+        "epochs=150",
+        "generated=4",
+        "most_output=99",
+    )
+    settings = settings_of(model, prompt, *more, lora)
+    task = make_task(settings, taught_images.write(tmp_path / "export", texts, taught_images.noise))
+    metrics = loop.run(task, settings.train_captioner, tmp_path / "training", task.ranks, None).metrics
+    assert (metrics["base_answers_parsed"], metrics["base_tag_recall"]) == (0.0, 0.0)
+    assert (metrics["answers_whole"], metrics["tag_recall"]) == (1.0, 1.0)  # one answer for all pictures would be a recall of .75
+    assert task.measured is not None
+    assert [json.loads(one.text)["short"] for one in task.measured.answers] == ["A green field.", "A blue field."] * 2
+
+
 def test_the_digest_is_of_what_is_trained_and_not_of_how_or_where(model: Path, prompt: Path, place: Path, tmp_path: Path) -> None:
     def digest(*more: str, folder: Path = model) -> str:
         settings = settings_of(folder, prompt, *more)
