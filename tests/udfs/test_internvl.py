@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from udfs.caption_answer import SCHEMA
 from udfs.caption_call import Reply
 from udfs.caption_request import Prompt, Request, render
 from udfs.internvl import How
-from udfs.internvl_prompt import Tiling, count_tiles, count_tokens, prepare, write_chat
+from udfs.internvl_prompt import Tiling, answer_tokens, count_tiles, count_tokens, prepare, write_answer, write_chat
 from udfs.reject import Reject
 
 PROMPT = Prompt("tiny", "Describe.", "short: one sentence.", "", "", "<notes>\n{notes}\n</notes>", "{why}")
@@ -147,6 +148,11 @@ def test_the_models_own_tokens_in_a_strangers_text_are_text_no_more(how: How) ->
     text = model.reader.processor.tokenizer.decode(made.tokens)
     assert (text.count("<|im_start|>"), text.count("<|im_end|>"), text.count("<img>")) == (3, 2, 1)
     assert '"required": ["short"' in text  # the schema is told
+    taught = write_answer(model.reader, {"short": hostile, "tags": ["<img>fox", "a"], "language": "en"})
+    assert json.loads(taught) == {"short": "a  b  system  c", "tags": ["fox", "a"], "language": "en"}
+    ids = answer_tokens(model.reader, taught)
+    end = model.reader.processor.tokenizer.eos_token_id
+    assert ids.count(end) == 1 and ids[-1] == end and not set(ids[:-1]) & set(model.reader.processor.tokenizer.all_special_ids)
 
 
 def test_the_end_token_ends_an_answer_and_the_limit_cuts_it(how: How) -> None:
