@@ -86,7 +86,10 @@ class FitCaptioner:
         return captioner_cost.step_flops(self.folder, self.settings.lora, *self.mean_row)
 
     def build(self) -> torch.nn.Module:
-        module: Any = internvl.load_module(self.folder, self.settings.precision)
+        try:
+            module: Any = internvl.load_module(self.folder, self.settings.precision)
+        except ValueError as error:
+            raise Mistake(f"train_captioner.pretrained: {error}") from None
         ends, taught = internvl.ends_of(internvl.Model(module, self.reader)), self.reader.processor.tokenizer.eos_token_id
         if taught not in ends:
             raise Mistake(

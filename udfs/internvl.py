@@ -135,9 +135,7 @@ def generate(model: Model, part: Sequence[Prepared], most_output: int, together:
         tokens[row, width - len(one.tokens) :] = one.tokens
         mask[row, width - len(one.tokens) :] = 1
     pixels = torch.cat([one.pixels for one in part])
-    with (
-        torch.no_grad()
-    ):  # not inference_mode: a model that is being trained answers here too, and its gathered weights would stay without gradients
+    with torch.no_grad():  # not inference_mode: under ZeRO 3 the weights that it gathers could not be trained on any more
         made = module.generate(
             input_ids=tokens.to(module.device),
             attention_mask=mask.to(module.device),
