@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from pyspark.sql import functions as F
 
@@ -20,10 +21,9 @@ IMAGES, COPIES = 12, 3
 def test_a_picture_that_is_there_in_several_encodings_is_bought_once(
     images: Path, make_settings: MakeSettings, make_lake: Callable[[Settings], Lake]
 ) -> None:
-    drawn = Image.open(images / "part-0/00.png").convert("RGB")
-    for number in range(IMAGES):  # pictures that differ in more than their noise
-        box = Image.linear_gradient("L").resize((64, 48)).rotate(30 * number).crop((2, 2, 2 + 4 * number + 8, 40)).resize(drawn.size)
-        Image.blend(drawn, Image.merge("RGB", (box, box.rotate(90), box)), 0.8).save(images / f"part-{number % 2}/{number:02d}.png")
+    for number in range(IMAGES):  # pictures with details: a hash of nearly nothing is chance
+        coarse = np.random.default_rng(number).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((192, 128), Image.Resampling.BICUBIC).save(images / f"part-{number % 2}/{number:02d}.png")
     for number in range(COPIES):
         with Image.open(images / f"part-{number % 2}/{number:02d}.png") as one:
             one.save(images / f"copy-{number}.jpg", quality=92)
