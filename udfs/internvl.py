@@ -161,7 +161,7 @@ def _reply(model: Model, one: Prepared, row: list[int], ends: set[int]) -> Reply
     image = int((one.tokens == model.reader.processor.image_token_id).sum())
     usage = Usage(prompt=len(one.tokens) - image, image=image, output=length, thoughts=0)
     is_cut = row[length - 1] not in ends
-    code = "cut" if is_cut else "ok" if text else "empty"
+    code = "cut" if is_cut else "ok" if text else "no_text"
     return Reply(code, "" if text else "no text before its end", fenced[1] if fenced else text, usage)
 
 
