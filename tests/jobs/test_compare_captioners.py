@@ -191,7 +191,7 @@ def test_disagreement_is_a_value_for_rules_known_of_what_all_compared_have_capti
     ]
     told = build.settings({"tiers": tiers})
     checks.check(told)
-    rows = caption_tiers.assigned(lake, told).where("tier = 'apart'").collect()
+    rows = caption_tiers.assigned(lake, told, caption_sample.images(lake)).where("tier = 'apart'").collect()
     assert {bytes(row["image_id"]) for row in rows} == {one for one, value in wanted.items() if value >= middle - 1e-9}
     with pytest.raises(Mistake, match=r"captions\.tiers\.apart: disagreement is between .* at least two, given \['flash'\]"):
         checks.check(build.settings({"tiers": tiers}, captioners=["flash"]))
