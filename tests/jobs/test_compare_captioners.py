@@ -120,12 +120,7 @@ def test_the_sample_is_a_function_of_seed_and_ids_and_a_larger_one_holds_a_small
     drawn = {size: {bytes(one) for one in build.sample(images=size)} for size in (2, SAMPLE, IMAGES)}
     assert [len(one) for one in drawn.values()] == [2, SAMPLE, IMAGES] and drawn[2] < drawn[SAMPLE] < drawn[IMAGES]
     assert {bytes(one) for one in build.sample(images=None)} == drawn[IMAGES]
-    assert len({frozenset(bytes(one) for one in build.sample(images=SAMPLE, seed=seed)) for seed in range(5)}) > 1
-
-
-def test_captioners_that_were_not_asked_cannot_be_compared(build: Build) -> None:
-    with pytest.raises(Mistake, match=rf"of the sample's {SAMPLE} images were asked: nobody; two captioners .* about 90% of them"):
-        compare_captioners.run(build.lake, build.settings())
+    assert len({frozenset(bytes(one) for one in build.sample(images=SAMPLE, seed=seed)) for seed in (1, 4)}) > 1
 
 
 def test_each_captioner_captions_the_sample_beside_the_tiers_and_no_image_twice(build: Build) -> None:
