@@ -53,10 +53,13 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
     lake, (free, paid) = stage.lake, split(settings, tiers)
     leaders = _leaders(stage, settings, tiers)
-    plan = stage.plan(*ordered(lake, settings, _asked(lake, settings, leaders).where(F.col("tier").isin(free)), tiers))
-    if plan.rows or not paid:
-        stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
-    number = max(plan.waves, default=-1) + 1
+    number = 0
+    if free:
+        pending = _asked(lake, settings, leaders).where(F.col("tier").isin(free))
+        plan = stage.plan(*ordered(lake, settings, pending, tiers))
+        if plan.rows or not paid:
+            stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
+        number = max(plan.waves, default=-1) + 1
     for tier in paid:
         asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
         pending = _asked(lake, settings, leaders)  # anew: what the last one was told is prohibited is shown to no other

@@ -40,7 +40,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.worst, attempts, min(one.batch.rows * one.batch.jobs, total - at))
         if many == 0:
-            caption_paid.tell_that_they_wait(settings, tier, total - at, left, told.worst * attempts)
+            caption_paid.tell_that_they_wait(tier, total - at, left, told.worst * attempts)
             return number
         mine = rows.where((F.col("at") >= at) & (F.col("at") < at + many)).drop("known")
         for asked_again in range(one.batch.rounds):

@@ -74,7 +74,7 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
         if many == 0:
-            tell_that_they_wait(settings, tier, total - at, left, told.row * attempts)
+            tell_that_they_wait(tier, total - at, left, told.row * attempts)
             break
         number = first + len(waves)
         journal = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, caption_rows.of_wave(settings, tier)))
@@ -167,10 +167,10 @@ def on_worker(
         yield pd.DataFrame(caption_row.counted(cast(list[dict[str, Any]], frame.to_dict("records")), count), columns=caption_row.COLUMNS)
 
 
-def tell_that_they_wait(settings: Settings, tier: captions.Tier, images: int, left: int, need: int) -> None:
+def tell_that_they_wait(tier: captions.Tier, images: int, left: int, need: int) -> None:
     """Images that the budget does not pay for. left, need: nano-dollars, of the budget and for one of them at worst."""
     print(
-        f"caption: tier {tier.name}: {images} images wait: {caption_plan.usd(max(left, 0))} of the budget of {settings.captions.budget_usd} USD are left, "
+        f"caption: tier {tier.name}: {images} images wait: {caption_plan.usd(max(left, 0))} of the budget are left, "
         f"one of them may need {caption_plan.usd(need)}; raise captions.budget_usd",
         flush=True,
     )

@@ -6,8 +6,6 @@ it, as many as fall among the lowest; what these were captioned with stays.
 
 from __future__ import annotations
 
-from functools import reduce
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -46,25 +44,26 @@ def prohibited(lake: Lake) -> DataFrame:
     return lake.read("rejects").where((F.col("stage") == caption_rows.NAME) & (F.col("code") == "prohibited")).select("image_id").distinct()
 
 
-def sample(lake: Lake, settings: Settings) -> DataFrame:
-    """-> image_id of the sample. Images that are prohibited are of it: that one captioner was refused them is a finding."""
+def sample(lake: Lake, settings: Settings, allowed: DataFrame | None = None) -> DataFrame:
+    """-> image_id of the sample. Images that are prohibited are of it: that one captioner was refused them is a finding. allowed: `images`, where the
+    caller has asked for them.
+    """
     wanted = settings.compare_captioners
-    rows = images(lake).unionByName(prohibited(lake)).distinct()
+    rows = (images(lake) if allowed is None else allowed).unionByName(prohibited(lake)).distinct()
     if wanted.images is None:
         return rows
     return rows.orderBy(F.xxhash64(F.lit(wanted.seed), "image_id"), "image_id").limit(wanted.images)
 
 
-def wanted(lake: Lake, settings: Settings) -> DataFrame | None:
+def wanted(lake: Lake, settings: Settings, allowed: DataFrame) -> DataFrame | None:
     """-> (image_id, tier, fingerprint) of the sample and each captioner that is compared; None where the config compares none."""
     if not (asked := tiers(settings)):
         return None
-    drawn = sample(lake, settings).join(prohibited(lake), "image_id", "left_anti")
-    each = [
-        drawn.select("image_id", F.lit(tier.name).alias("tier"), F.lit(caption_rows.fingerprint(settings, tier)).alias("fingerprint"))
-        for tier in asked
+    drawn = sample(lake, settings, allowed).join(prohibited(lake), "image_id", "left_anti")
+    told = [
+        F.struct(F.lit(tier.name).alias("tier"), F.lit(caption_rows.fingerprint(settings, tier)).alias("fingerprint")) for tier in asked
     ]
-    return reduce(DataFrame.unionByName, each)
+    return drawn.select("image_id", F.explode(F.array(*told)).alias("one")).select("image_id", "one.*")
 
 
 def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
@@ -81,6 +80,6 @@ def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of the sample that a captioner of the comparison is still to be asked about."""
-    rows = wanted(lake, settings)
+    rows = wanted(lake, settings, images(lake))
     assert rows is not None
     return lacking(lake, settings, rows)

@@ -32,16 +32,16 @@ def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of what a captioner is to be asked, each image at most once by each: neither captioned by it, nor refused for good, nor by
     the captioner of an earlier tier.
     """
-    rows = _own(lake, settings)
-    if (compared := caption_sample.wanted(lake, settings)) is not None:
+    allowed = caption_sample.images(lake)
+    rows = _own(lake, settings, allowed)
+    if (compared := caption_sample.wanted(lake, settings, allowed)) is not None:
         rows = compared.unionByName(rows.join(compared, ["image_id", "fingerprint"], "left_anti"))
     return caption_sample.lacking(lake, settings, rows)
 
 
-def assigned(lake: Lake, settings: Settings) -> DataFrame:
-    """-> (image_id, tier) of every image that may be captioned and is in a tier of `captions`."""
+def assigned(lake: Lake, settings: Settings, images: DataFrame) -> DataFrame:
+    """Rows with image_id -> (image_id, tier) of those that are in a tier of `captions`. Of caption_sample.images: who captions what."""
     tiers = settings.captions.tiers
-    images = caption_sample.images(lake)
     values = sorted({rule.value for tier in tiers for rule in tier.rules})
     if values:
         images = images.join(_values(lake, settings, values), "image_id")
@@ -63,11 +63,11 @@ def counting(settings: Settings, captions: DataFrame) -> DataFrame:
     return rows.join(rows.groupBy("image_id").agg(F.min("rank").alias("rank")), ["image_id", "rank"], "left_semi").drop("rank")
 
 
-def _own(lake: Lake, settings: Settings) -> DataFrame:
+def _own(lake: Lake, settings: Settings, allowed: DataFrame) -> DataFrame:
     """-> (image_id, tier, fingerprint) of the images of each tier that no captioner of an earlier one has captioned."""
     names = settings.captions.tiers
     told = _map((tier.name, caption_rows.fingerprint(settings, tier)) for tier in names)
-    rows = assigned(lake, settings).withColumn("fingerprint", told[F.col("tier")])
+    rows = assigned(lake, settings, allowed).withColumn("fingerprint", told[F.col("tier")])
     if len(names) == 1:
         return rows
     best = lake.read("captions").groupBy("image_id").agg(F.min(_rank(settings)).alias("best"))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from conf.settings import load
-from jobs import caption_ledger, caption_page, caption_tiers, compare_captioners, session
+from jobs import caption_ledger, caption_page, caption_sample, caption_tiers, compare_captioners, session
 from jobs.lake import Lake
 
 config = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].endswith(".yaml") else "conf/demo.yaml"
@@ -25,7 +25,7 @@ lake = Lake(session.start(settings.spark), settings)
 
 # COMMAND ----------
 # %%
-caption_tiers.assigned(lake, settings).groupBy("tier").count().orderBy("tier").show(truncate=False)
+caption_tiers.assigned(lake, settings, caption_sample.images(lake)).groupBy("tier").count().orderBy("tier").show(truncate=False)
 caption_tiers.pending(lake, settings).groupBy("tier").count().withColumnRenamed("count", "waiting").orderBy("tier").show(truncate=False)
 
 # COMMAND ----------

@@ -120,12 +120,7 @@ def test_the_sample_is_a_function_of_seed_and_ids_and_a_larger_one_holds_a_small
     drawn = {size: {bytes(one) for one in build.sample(images=size)} for size in (2, SAMPLE, IMAGES)}
     assert [len(one) for one in drawn.values()] == [2, SAMPLE, IMAGES] and drawn[2] < drawn[SAMPLE] < drawn[IMAGES]
     assert {bytes(one) for one in build.sample(images=None)} == drawn[IMAGES]
-    assert len({frozenset(bytes(one) for one in build.sample(images=SAMPLE, seed=seed)) for seed in range(5)}) > 1
-
-
-def test_captioners_that_were_not_asked_cannot_be_compared(build: Build) -> None:
-    with pytest.raises(Mistake, match=rf"of the sample's {SAMPLE} images were asked: nobody; two captioners .* about 90% of them"):
-        compare_captioners.run(build.lake, build.settings())
+    assert len({frozenset(bytes(one) for one in build.sample(images=SAMPLE, seed=seed)) for seed in (1, 4)}) > 1
 
 
 def test_each_captioner_captions_the_sample_beside_the_tiers_and_no_image_twice(build: Build) -> None:
@@ -191,7 +186,7 @@ def test_disagreement_is_a_value_for_rules_known_of_what_all_compared_have_capti
     ]
     told = build.settings({"tiers": tiers})
     checks.check(told)
-    rows = caption_tiers.assigned(lake, told).where("tier = 'apart'").collect()
+    rows = caption_tiers.assigned(lake, told, caption_sample.images(lake)).where("tier = 'apart'").collect()
     assert {bytes(row["image_id"]) for row in rows} == {one for one, value in wanted.items() if value >= middle - 1e-9}
     with pytest.raises(Mistake, match=r"captions\.tiers\.apart: disagreement is between .* at least two, given \['flash'\]"):
         checks.check(build.settings({"tiers": tiers}, captioners=["flash"]))
