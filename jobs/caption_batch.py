@@ -26,6 +26,7 @@ ENGINES = ("gemini-batch",)
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
     """As caption_paid.run."""
     lake, one = stage.lake, settings.captions.captioners[tier.captioner]
+    caption_ledger.close_others(lake, stage.run_id, stage.taken_over)
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
     rows, total = caption_paid.ordered(stage, settings, tier, pending, first)
     if total == 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -52,6 +53,16 @@ def begin(lake: Lake, wave: Wave) -> str:
     return folder(lake, wave.run, wave.number)
 
 
+def close_others(lake: Lake, run: str, taken_over: str | None) -> None:
+    """No wave of another run asks any more, also none that its driver, taken for dead, begins later. Before anything is settled. run: ours;
+    taken_over: the run of that driver, which may have begun no wave yet.
+    """
+    runs = {taken_over, *lake.folders(lake.area(AREA))} - {None, run}
+    for other in (lake.area(AREA, str(name)) for name in sorted(runs, key=str)):
+        if not lake.opener.exists(f"{other}/{caption_journal.CLOSED}"):
+            caption_journal.close(lake.opener, other)
+
+
 def settle_all(lake: Lake, settings: Settings, run: str) -> int:
     """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
     total = 0
@@ -82,11 +93,7 @@ def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
 
 def holding(lake: Lake, images: frozenset[str]) -> list[str]:
     """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
-    parts = []
-    for wave in _waves(lake):
-        place = folder(lake, wave.run, wave.number)
-        for partition in lake.folders(place):
-            parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
+    parts = list(_parts(lake))
     with ThreadPoolExecutor(8) as pool:
         held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
@@ -97,7 +104,7 @@ def known(lake: Lake) -> DataFrame | None:
     with ThreadPoolExecutor(8) as pool:
         settled = list(pool.map(lambda wave: _settled(lake, wave), _waves(lake)))
     places = [hadoop(one["journal"]) for one in settled if one is not None and one["calls"]]
-    if not places:
+    if not places:  # Spark refuses to read none
         return None
     rows = _records(lake, places)
     one = F.struct(*[field for field in rows.columns if field != "part"])
@@ -113,6 +120,14 @@ def summed(lake: Lake) -> DataFrame:
     usd = (F.sum("nano_usd") / F.lit(caption_budget.NANO)).alias("usd")
     by = ("tier", "engine", "model", "code")
     return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
+
+
+def _parts(lake: Lake) -> Iterator[str]:
+    """-> URIs of the files in the journals."""
+    for wave in _waves(lake):
+        place = folder(lake, wave.run, wave.number)
+        for partition in lake.folders(place):
+            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder)
 
 
 def _waves(lake: Lake) -> list[Wave]:

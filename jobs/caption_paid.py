@@ -42,6 +42,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     Rows that an attempt could not ask for (its share is 0 when executors were lost more often than tasks may fail; its lease ran out) are asked for
     in waves of their own, for as long as there are fewer each time.
     """
+    caption_ledger.close_others(stage.lake, stage.run_id, stage.taken_over)
     number, before = first, None
     while True:
         made = _waves(stage, settings, tier, pending, number)

@@ -67,8 +67,9 @@ def submit(frames: Iterator[pd.DataFrame], tier: caption_work.Tier, wave: Wave) 
     def note(name: str, most: Mapping[str, Usage]) -> None:
         told = {key: [*lines.asked[key], usage._asdict()] for key, usage in most.items()}
         opener.write(wave.intent(name), json.dumps(told).encode())
-        if opener.exists(f"{wave.folder}/{caption_journal.CLOSED}"):
-            raise RuntimeError(f"{wave.folder}: its wave is closed; this attempt is a late one")
+        for folder in (wave.folder, wave.folder.rpartition("/")[0]):
+            if opener.exists(f"{folder}/{caption_journal.CLOSED}"):
+                raise RuntimeError(f"{folder} is closed: this attempt is a late one")
 
     with _client(tier.captioner) as (run, client), tempfile.TemporaryDirectory() as folder:
         options, size = caption_work.gemini_options(tier.captioner), how["megabytes"] << 20

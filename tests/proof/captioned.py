@@ -56,11 +56,13 @@ def write_images(tar: Path, count: int, begin: int = 0) -> None:
             archive.addfile(member, io.BytesIO(out.getvalue()))
 
 
-def write_config(folder: Path, server: str, spark: Mapping[str, Any], rows: int, budget: float, **captioner: Any) -> Path:
-    """The demo's config, for one source of tars and one paid tier. rows: of a wave, at most."""
+def write_config(
+    folder: Path, server: str, spark: Mapping[str, Any], rows: int, budget: float, attempts: int = 3, **captioner: Any
+) -> Path:
+    """The demo's config, for one source of tars and one paid tier. rows: of a wave, at most; attempts: after which a reject is permanent."""
     told: dict[str, Any] = yaml.safe_load((ROOT / "conf/demo.yaml").read_text())
     told |= {"lake": {"root": str(folder / "lake")}, "spark": dict(spark), "encoder": "colour-grid"}
-    told["waves"] = {"rows": rows, "task_rows": rows // 2}
+    told["waves"] = {"rows": rows, "task_rows": rows // 2, "attempts": attempts}
     told["ingest"] = {"sources": [{"name": "tars", "kind": "tar", "uri": str(folder / "images")}]}
     told["embed"] = {"encoders": ["colour-grid"], "device": "cpu"}
     told["select"]["rules"] = []
