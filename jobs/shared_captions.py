@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import caption_rows, caption_tiers, embedding, rejects
+from jobs import caption_rows, caption_sample, caption_tiers, embedding, rejects
 from jobs.lake import Lake
 from udfs import caption_row, near_pairs
 from udfs import embed as kernel
@@ -55,7 +55,7 @@ def led(lake: Lake, settings: Settings, pending: DataFrame, leaders: DataFrame) 
     asked about by itself.
     """
     told = F.create_map(*[F.lit(one) for tier in settings.captions.tiers for one in (tier.name, caption_rows.fingerprint(settings, tier))])
-    mine = caption_tiers.assigned(lake, settings).withColumn("fingerprint", told[F.col("tier")])
+    mine = caption_tiers.assigned(lake, settings, caption_sample.images(lake)).withColumn("fingerprint", told[F.col("tier")])
     refused = rejects.settled(lake, caption_rows.NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
     mine = mine.join(refused, ["image_id", "fingerprint"], "left_anti").select(
         F.col("image_id").alias("leader"), F.col("tier").alias("of_leader")
