@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from conf.build import Select
-from conf.section import Device, Frozen, Name, Positive, Precision
+from conf.section import Device, Frozen, Name, Positive, Precision, Share
 
 Tokens = Annotated[int, Field(ge=0)]
 Usd = Annotated[float, Field(ge=0)]
 Part = Literal["short", "medium", "long", "style", "tags", "ocr"]
 STAND_IN = "utf8-bytes/4"
+COMPARED = "compare."  # begins the names of the tiers that a comparison adds
 
 
 class Key(Frozen):
@@ -59,6 +60,9 @@ class Captioner(Frozen):
     base_url: str | None = None  # openai: of the server; gemini: None is the service's own
     api_version: str = "v1"
     media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
+    thinking: Literal["minimal", "low", "medium", "high"] | Annotated[int, Field(ge=0)] | None = (
+        None  # gemini: a level, or tokens; None: its own
+    )
     safety: Literal["off", "none", "default"] = "off"  # gemini: thresholds of the adjustable filters
     max_output_tokens: Positive = 4_096  # thoughts among them
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -98,6 +102,7 @@ class Captions(Frozen):
     budget_usd: Usd = 0.0  # of all paid calls of this lake, ever; 0: no paid call is made
     # seconds: a task whose journal could not be written for so long asks no more; for one that was killed a start waits half as long again
     lease_seconds: Annotated[int, Field(ge=2)] = 60
+    share: Literal["none", "near"] = "none"  # near: near-duplicates of one tier get the captions of one of them (jobs/shared_captions.py)
     tokenizer: str = STAND_IN  # a folder with a tokenizer.json (the text encoder's own), or the stand-in
     tokenizer_sha256: str | None = None
     captioners: dict[Name, Captioner] = {"tags": Captioner(engine="tags")}
@@ -110,8 +115,28 @@ class Captions(Frozen):
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"tiers: names must be unique, given {names}")
+        if taken := [name for name in names if name.startswith(COMPARED)]:
+            raise ValueError(f"tiers: given {taken}; {COMPARED!r} begins the names of the tiers that compare_captioners adds, take others")
         if self.tokenizer != STAND_IN and self.tokenizer_sha256 is None:
             raise ValueError(f"tokenizer: needs tokenizer_sha256 (`sha256sum {self.tokenizer}/tokenizer.json`)")
+        return self
+
+
+class CompareCaptioners(Frozen):
+    """The same images by several captioners: of those in `captioners` each captions the whole sample, beside what the tiers say."""
+
+    captioners: tuple[
+        Name, ...
+    ] = ()  # of captions.captioners; each is asked for the parts of its first tier, one that is in no tier for all
+    # of the sample, at most a driver's hold; None: every image, e.g. for two captioners that cost little, and a tier for what they disagree about
+    images: Annotated[int, Field(gt=0, le=100_000)] | None = 500
+    seed: int = 7  # the sample is a function of it and of the images' ids
+    covers: Share = 0.9  # a captioner that was asked about less of the sample is not compared
+
+    @model_validator(mode="after")
+    def _each_once(self) -> CompareCaptioners:
+        if len(set(self.captioners)) != len(self.captioners):
+            raise ValueError(f"captioners: each once, given {list(self.captioners)}")
         return self
 
 

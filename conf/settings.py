@@ -21,9 +21,9 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from conf.build import Export, Ingest, Label, Lake, Limits, Mlflow, Report, Select, Spark, Store, Training, Waves
-from conf.captions import Captions, Prices, PromptFile
+from conf.captions import Captions, CompareCaptioners, Prices, PromptFile
 from conf.enrichment import Calibrate, Classify, ClassLabels, Deny, Detector, Embed, Encoder, Flags, Score, Styles
-from conf.loops import TrainClassifier, TrainDiffusion, TrainScorer
+from conf.loops import TrainCaptioner, TrainClassifier, TrainDiffusion, TrainScorer
 from conf.section import Frozen, Mistake
 
 HERE = Path(__file__).parent
@@ -56,6 +56,8 @@ class Settings(Frozen):
     flags: Flags = Flags()
     deny: Deny = Deny()
     captions: Captions = Captions()
+    compare_captioners: CompareCaptioners = CompareCaptioners()
+    train_captioner: TrainCaptioner = TrainCaptioner()
     select: Select
     export: Export
     report: Report
@@ -64,6 +66,12 @@ class Settings(Frozen):
     def store_options(self) -> dict[str, dict[str, Any]]:
         """`stores` as the kernel's opener takes them."""
         return {bucket: store.model_dump() for bucket, store in self.stores.items()}
+
+    @model_validator(mode="after")
+    def _compared_are_captioners(self) -> Settings:
+        if unknown := sorted(set(self.compare_captioners.captioners) - set(self.captions.captioners)):
+            raise ValueError(f"compare_captioners.captioners: given {unknown}, captions.captioners has {sorted(self.captions.captioners)}")
+        return self
 
     @model_validator(mode="after")
     def _encoder_is_embedded(self) -> Settings:

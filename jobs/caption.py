@@ -18,10 +18,24 @@ from pyspark.sql import functions as F
 from conf.captions import Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prompt
-from jobs import caption_local, caption_paid, caption_rows, command, embedding, progress, rejects, waves
+from jobs import (
+    caption_batch,
+    caption_ledger,
+    caption_local,
+    caption_paid,
+    caption_plan,
+    caption_rows,
+    caption_tiers,
+    command,
+    embedding,
+    progress,
+    rejects,
+    shared_captions,
+    waves,
+)
 from jobs.caption_rows import NAME
 from jobs.lake import Lake
-from jobs.waves import Projection
+from jobs.waves import Projection, Stage
 from udfs import caption_offline, caption_row, token_count
 from udfs.reject import CODES
 
@@ -31,29 +45,61 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     if plan_only:
         tell_plan(lake, settings)
         return
-    with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-        pending = caption_rows.pending(lake, settings)
-        free, paid = split(settings)
-        plan = stage.plan(*ordered(lake, settings, pending.where(F.col("tier").isin(free))))
+    for tiers in caption_tiers.rounds(settings):
+        with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
+            _run(stage, settings, tiers)
+
+
+def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
+    lake, (free, paid) = stage.lake, split(settings, tiers)
+    leaders = _leaders(stage, settings, tiers)
+    number = 0
+    if free:
+        pending = _asked(lake, settings, leaders).where(F.col("tier").isin(free))
+        plan = stage.plan(*ordered(lake, settings, pending, tiers))
         if plan.rows or not paid:
-            stage.run(plan, lambda inputs: compute(inputs, settings))
+            stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
         number = max(plan.waves, default=-1) + 1
-        for tier in paid:
-            number = caption_paid.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+    for tier in paid:
+        asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
+        pending = _asked(lake, settings, leaders)  # anew: what the last one was told is prohibited is shown to no other
+        number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+    if leaders is not None:
+        led = shared_captions.led(lake, settings, caption_tiers.pending(lake, settings), leaders)
+        copied = stage.freeze(shared_captions.staged(lake, settings, led), "shared")
+        if (count := copied.count()) > 0:
+            stage.run_whole(copied, number)
+            print(f"{NAME}: {count} near-duplicates got the captions of the image that leads them", flush=True)
 
 
-def split(settings: Settings) -> tuple[list[str], list[Tier]]:
+def _leaders(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> DataFrame | None:
+    """-> who leads whom, found once a run; None where captions are not shared: by the config, and of a comparison."""
+    if settings.captions.share == "none" or tiers != settings.captions.tiers:
+        return None
+    return stage.freeze(shared_captions.leaders(stage.lake, settings), "leaders")
+
+
+def _asked(lake: Lake, settings: Settings, leaders: DataFrame | None) -> DataFrame:
+    """-> (image_id, tier) of those that are pending and get no other image's captions."""
+    pending = caption_tiers.pending(lake, settings)
+    return (
+        pending
+        if leaders is None
+        else pending.join(shared_captions.led(lake, settings, pending, leaders), ["image_id", "tier"], "left_anti")
+    )
+
+
+def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
     """-> (names of the tiers that cost nothing, the paid tiers)."""
-    tiers = settings.captions.tiers
-    paid = [tier for tier in tiers if engine_of(settings, tier) in caption_paid.ENGINES]
+    paid = [tier for tier in tiers if engine_of(settings, tier) in (*caption_paid.ENGINES, *caption_batch.ENGINES)]
     return [tier.name for tier in tiers if tier not in paid], paid
 
 
-def ordered(lake: Lake, settings: Settings, pending: DataFrame) -> tuple[DataFrame, Sequence[str]]:
+def ordered(lake: Lake, settings: Settings, pending: DataFrame, tiers: Sequence[Tier]) -> tuple[DataFrame, Sequence[str]]:
     """(image_id, tier) of free tiers -> with what is known of them, and the order to take them in: that of the bytes, where they are read."""
     rows = caption_rows.about(lake, settings, pending)
-    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in settings.captions.tiers):
-        return rows, ["image_id"]
+    if not any(engine_of(settings, tier) in caption_local.ENGINES for tier in tiers):
+        return rows, ["image_id", "tier"]
     return embedding.placed(lake, rows, settings), embedding.ORDER
 
 
@@ -62,15 +108,25 @@ def engine_of(settings: Settings, tier: Tier) -> str:
 
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
-    """Prints images, and of paid tiers money, before anything is sent."""
-    pending = caption_rows.pending(lake, settings)
+    """Prints images, and of paid tiers tokens and money, before anything is sent."""
+    pending, tiers = (
+        _asked(lake, settings, shared_captions.leaders(lake, settings) if settings.captions.share == "near" else None),
+        caption_tiers.tiers(settings),
+    )
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
-    free, _ = split(settings)
-    for tier in settings.captions.tiers:
+    free, paid = split(settings, tiers)
+    whole = 0
+    for tier in tiers:
         if tier.name in free:
-            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner}: nothing to pay")
+            engine = engine_of(settings, tier)
+            print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
         else:
-            print(f"{NAME}: {caption_paid.plan(lake, settings, tier, pending.where(F.col('tier') == tier.name))}")
+            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name))
+            whole += nano
+            print("\n".join(f"{NAME}: {line}" for line in lines))
+    if paid:
+        budget = settings.captions.budget_usd
+        print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
     print(progress.estimate(lake, NAME, sum(counts.values())))
 
 
@@ -81,16 +137,15 @@ def check(settings: Settings) -> None:
     except ValueError as error:
         raise Mistake(f"captions.{error}") from None
     for name, one in settings.captions.captioners.items():
-        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in settings.captions.tiers}:
+        if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in caption_tiers.tiers(settings)}:
             caption_local.check(one)
 
 
-def compute(inputs: DataFrame, settings: Settings) -> DataFrame:
-    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free tiers."""
-    free, _ = split(settings)
+def compute(inputs: DataFrame, settings: Settings, tiers: Sequence[Tier]) -> DataFrame:
+    """(image_id, tier, caption_rows.ABOUT, and addresses where a tier reads bytes) -> staged rows of the free ones of the tiers."""
+    free, _ = split(settings, tiers)
     return reduce(
-        DataFrame.unionByName,
-        [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in settings.captions.tiers if tier.name in free],
+        DataFrame.unionByName, [_of_tier(inputs.where(F.col("tier") == tier.name), settings, tier) for tier in tiers if tier.name in free]
     )
 
 

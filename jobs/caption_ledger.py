@@ -1,7 +1,8 @@
 """The journals of paid waves -> what is spent of the budget, the table caption_calls, and the calls that need not be made again.
 
     _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
-    _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins
+    _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins; of Batch mode also how to find its jobs
+    _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_batch.py), until it is settled
     _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
 
 The rule of the cap and its proof stand in udfs/caption_budget.py.
@@ -20,6 +21,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
+from jobs import caption_jobs
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
 from udfs import caption_budget, caption_journal, caption_record, caption_wave
@@ -32,11 +34,12 @@ _ABOUT = re.compile(r"(\d{6})\.about\.json")
 
 
 class Wave(NamedTuple):
-    """One paid wave. about: tier, fingerprint, engine, model."""
+    """One paid wave. about: tier, fingerprint, engine, model; batch: of Batch mode jobs.caption_jobs.Terms as a dict."""
 
     run: str
     number: int
     about: dict[str, str]
+    batch: dict[str, Any] | None = None
 
 
 def folder(lake: Lake, run: str, number: int) -> str:
@@ -46,7 +49,7 @@ def folder(lake: Lake, run: str, number: int) -> str:
 
 def begin(lake: Lake, wave: Wave) -> str:
     """Notes what a wave is, before its first call -> URI of its journal."""
-    lake.opener.write(f"{folder(lake, wave.run, wave.number)}.about.json", json.dumps(wave.about).encode())
+    lake.opener.write(f"{folder(lake, wave.run, wave.number)}.about.json", json.dumps({"about": wave.about, "batch": wave.batch}).encode())
     return folder(lake, wave.run, wave.number)
 
 
@@ -64,14 +67,28 @@ def settle_all(lake: Lake, settings: Settings, run: str) -> int:
     """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
     total = 0
     for wave in _waves(lake):
-        uri = f"{folder(lake, wave.run, wave.number)}.settled.json"
-        try:
-            total += int(json.loads(lake.opener.read(uri))["nano_usd"])
-        except Reject as reject:
-            if reject.code != "missing":
-                raise
-            total += _settle(lake, settings, run, wave, uri)
+        settled = _settled(lake, wave)
+        total += int(settled["nano_usd"]) if settled is not None else _settle(lake, settings, run, wave)
     return total
+
+
+def told_spent(lake: Lake) -> str:
+    """-> what is spent of the budget, in words; what a wave that is not settled has cost is not known yet."""
+    settled = [_settled(lake, wave) for wave in _waves(lake)]
+    nano = sum(int(one["nano_usd"]) for one in settled if one is not None)
+    open_ = sum(one is None for one in settled)
+    return f"{nano / caption_budget.NANO:.4f} USD are spent" + (f" ({open_} waves are not settled)" if open_ else "")
+
+
+def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
+    """What a settled wave counts as, its calls and where its journal lies; None: it is not settled."""
+    place = folder(lake, wave.run, wave.number)
+    try:
+        return json.loads(lake.opener.read(f"{place}.settled.json")) | {"journal": place}
+    except Reject as reject:
+        if reject.code != "missing":
+            raise
+        return None
 
 
 def holding(lake: Lake, images: frozenset[str]) -> list[str]:
@@ -83,13 +100,26 @@ def holding(lake: Lake, images: frozenset[str]) -> list[str]:
 
 
 def known(lake: Lake) -> DataFrame | None:
-    """-> (image_id, known: JSON of every call for it that is journaled); None before the first one is."""
-    if not any(uri.endswith("-answers.jsonl") for uri in _parts(lake)):  # Spark refuses to read none
+    """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
+    with ThreadPoolExecutor(8) as pool:
+        settled = list(pool.map(lambda wave: _settled(lake, wave), _waves(lake)))
+    places = [hadoop(one["journal"]) for one in settled if one is not None and one["calls"]]
+    if not places:  # Spark refuses to read none
         return None
-    rows = _records(lake, hadoop(lake.area(AREA, "*", "*")))
+    rows = _records(lake, places)
     one = F.struct(*[field for field in rows.columns if field != "part"])
     told = rows.groupBy("image_id").agg(F.to_json(F.collect_list(one)).alias("known"))
     return told.select(F.unhex("image_id").alias("image_id"), "known")
+
+
+def summed(lake: Lake) -> DataFrame:
+    """-> what the ledger says, a row a tier, captioner and code: images, calls, tokens, usd."""
+    tokens = {"input_tokens": ("prompt_tokens", "image_tokens"), "output_tokens": ("output_tokens", "thought_tokens")}
+    sums = [F.sum(F.coalesce(one, F.lit(0)) + F.coalesce(other, F.lit(0))).alias(name) for name, (one, other) in tokens.items()]
+    counts = [F.count_distinct("image_id").alias("images"), F.count("*").alias("calls")]
+    usd = (F.sum("nano_usd") / F.lit(caption_budget.NANO)).alias("usd")
+    by = ("tier", "engine", "model", "code")
+    return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
 
 
 def _parts(lake: Lake) -> Iterator[str]:
@@ -105,13 +135,14 @@ def _waves(lake: Lake) -> list[Wave]:
     for run in lake.folders(lake.area(AREA)):
         for entry in lake.opener.entries(lake.area(AREA, run)):
             if matched := _ABOUT.fullmatch(entry.uri.rpartition("/")[2]):
-                found.append(Wave(run, int(matched[1]), json.loads(lake.opener.read(entry.uri))))
+                found.append(Wave(run, int(matched[1]), **json.loads(lake.opener.read(entry.uri))))
     return sorted(found, key=lambda wave: (wave.run, wave.number))
 
 
-def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> int:
+def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
+    lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
     lease = settings.captions.lease_seconds
     watch = caption_budget.Watch(MARGIN * lease)
     told = False
@@ -125,7 +156,7 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> i
             print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
             told = True
         time.sleep(lease / LOOKS)
-    nano = sum(caption_budget.settle(one, True) for one in seen.attempts.values())
+    nano = lost + sum(caption_budget.settle(one, True) for one in seen.attempts.values())
     for strange in seen.strange:
         if strange.harm:
             print(f"caption: {strange.uri}: {strange.why}; its attempt counts as its whole share", flush=True)
@@ -133,13 +164,14 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave, uri: str) -> i
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
             lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
-    lake.opener.write(uri, json.dumps({"nano_usd": nano, "calls": calls}).encode())
+    lake.opener.write(f"{place}.settled.json", json.dumps({"nano_usd": nano, "calls": calls}).encode())
+    lake.opener.delete(f"{place}.jobs")
     return nano
 
 
 def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
     """A wave's journal -> rows of caption_calls."""
-    rows = _records(lake, hadoop(place))
+    rows = _records(lake, [hadoop(place)])
     told: dict[str, Any] = {name: F.lit(value) for name, value in wave.about.items()}
     told |= {
         "request": F.col("key"),
@@ -153,9 +185,10 @@ def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
     return rows.withColumns(told | {name: F.col(f"usage.{field}").cast("bigint") for name, field in tokens.items()})
 
 
-def _records(lake: Lake, place: str) -> DataFrame:
-    """Journal parts below a folder -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(f"{place}/*/*-answers.jsonl").where(F.col("key").isNotNull())
+def _records(lake: Lake, places: list[str]) -> DataFrame:
+    """Folders of waves, each with an answer part -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
+    parts = [f"{place}/*/*-answers.jsonl" for place in places]
+    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(parts).where(F.col("key").isNotNull())
     name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
     part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
     return rows.withColumn("part", part)

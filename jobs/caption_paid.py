@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial, reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 from pyspark import TaskContext
@@ -18,8 +18,8 @@ from pyspark.sql import functions as F
 
 from conf import captions
 from conf.section import Mistake
-from conf.settings import Settings, load_prices
-from jobs import caption_ledger, caption_rows, embedding, ordering
+from conf.settings import Settings
+from jobs import caption_ledger, caption_plan, caption_rows, embedding, ordering
 from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import caption_budget, caption_journal, caption_row, caption_run, caption_work, token_count
@@ -33,31 +33,7 @@ from udfs.rate_limit import Rate
 ENGINES = ("gemini", "openai")
 FLUSH = 16  # records of a journal part
 QUICKEST = 0.1  # seconds of an answer, for a first pace where the config names no limit: one from which a 429 can bring it down
-
-
-class Bill(NamedTuple):
-    """What a tier's calls may cost, in nano-dollars. worst: of a call; row: of a row in one attempt of its task."""
-
-    price: Price
-    image_tokens: int
-    worst: int
-    row: int
-
-
-def bill(settings: Settings, tier: captions.Tier, notes: int) -> Bill:
-    """notes: bytes of the longest tags and alt text. Raises Mistake for a model without a price, or without the tokens of an image."""
-    one, prices = settings.captions.captioners[tier.captioner], load_prices(settings.captions.prices)
-    model = caption_rows.name_of(one)
-    if model not in prices.models:
-        raise Mistake(f"captions: no price of {model!r} in {settings.captions.prices} of {prices.date}; it has {sorted(prices.models)}")
-    resolution = one.media_resolution or "high"
-    known = [tokens for prefix, tokens in prices.image_tokens.items() if model.startswith(prefix)]
-    if not known or resolution not in known[0]:
-        raise Mistake(f"captions: image_tokens of {settings.captions.prices}: says nothing of {model!r} at media_resolution {resolution}")
-    price = caption_budget.price(prices.models[model].model_dump(include={"input", "output"}))
-    most = caption_work.bounds(caption_rows.of_worker(settings, tier), notes, known[0][resolution])
-    worst = caption_budget.worst(price, most)
-    return Bill(price, known[0][resolution], worst, caption_budget.row_worst(worst, one.tries, one.repairs))
+COLUMNS = ("image_id", "addresses", "tags", "alt_text", "known")  # of a row on a worker
 
 
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
@@ -86,44 +62,42 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
     """-> what each wave staged, for as long as the budget lasts."""
     lake, one = stage.lake, settings.captions.captioners[tier.captioner]
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
-    rows, total = _ordered(stage, settings, tier, pending, first)
+    rows, total = ordered(stage, settings, tier, pending, first)
     if total == 0:
         print(f"caption: tier {tier.name}: nothing to do", flush=True)
         return []
-    told = bill(settings, tier, _longest_notes(rows))
-    attempts, at = _task_attempts(lake), 0
+    notes = caption_plan.notes(rows)
+    told = caption_plan.bill(settings, tier, notes.longest)
+    each, start = caption_plan.expected(lake, settings, tier, told, notes), spent
+    attempts, at = task_attempts(lake), 0
     waves: list[DataFrame] = []
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
         if many == 0:
-            need = f"{_usd(max(left, 0))} of the budget are left, one of them may need {_usd(told.row * attempts)}"
-            print(f"caption: tier {tier.name}: {total - at} images wait: {need}; raise captions.budget_usd", flush=True)
+            tell_that_they_wait(tier, total - at, left, told.row * attempts)
             break
-        about = {
-            "tier": tier.name,
-            "fingerprint": caption_rows.fingerprint(settings, tier),
-            "engine": one.engine,
-            "model": caption_rows.name_of(one),
-        }
         number = first + len(waves)
-        journal = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, about))
+        journal = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, caption_rows.of_wave(settings, tier)))
         inputs = rows.where((F.col("at") >= at) & (F.col("at") < at + many))
         waves.append(made := stage.freeze(_asked(lake, inputs, settings, tier, told, journal, attempts), f"asked-{number}"))
         before, spent = spent, caption_ledger.settle_all(lake, settings, stage.run_id)
         stage.run_whole(made, number)
         at += many
         print(
-            f"caption: tier {tier.name}: {at}/{total} images asked, {_usd(spent - before)} in this wave, {_usd(spent)} in all", flush=True
+            f"caption: tier {tier.name}: {at}/{total} images asked, {caption_plan.usd(spent - before)} in this wave, {caption_plan.usd(spent)} in all",
+            flush=True,
         )
         if (stopped := made.where(F.col("stop").isNotNull()).select("stop").first()) is not None:
             raise Mistake(
                 f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped['stop']}; what was answered is landed, and the rest waits"
             )
+    new = rows.where((F.col("at") < at) & F.col("known").isNull()).count()  # images of which nothing was journaled
+    print(f"caption: {caption_plan.compared(tier, each, new, spent - start)}", flush=True)
     return waves
 
 
-def _ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
+def ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
     """-> (image_id, tier, ABOUT, addresses, known, at) in the order of the bytes, frozen; how many."""
     rows = embedding.placed(stage.lake, caption_rows.about(stage.lake, settings, pending), settings)
     journaled = caption_ledger.known(stage.lake)
@@ -132,14 +106,7 @@ def _ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: Dat
     return ordering.numbered(stage.lake, rows, embedding.ORDER, uri)
 
 
-def _longest_notes(rows: DataFrame) -> int:
-    each = F.octet_length("alt_text") + F.coalesce(F.aggregate("tags", F.lit(0), lambda sum_, tag: sum_ + F.octet_length(tag)), F.lit(0))
-    found = rows.agg(F.max(each).alias("longest")).first()
-    assert found is not None
-    return int(found["longest"] or 0)
-
-
-def _task_attempts(lake: Lake) -> int:
+def task_attempts(lake: Lake) -> int:
     """-> how often Spark tries a task: spark.task.maxFailures, of local[N,F] F."""
     context = lake.spark.sparkContext
     if local := re.fullmatch(r"local(?:\[[^,\]]+(?:,(\d+))?\])?", context.master or ""):
@@ -147,7 +114,9 @@ def _task_attempts(lake: Lake) -> int:
     return int(context.getConf().get("spark.task.maxFailures") or 4)
 
 
-def _asked(lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tier, told: Bill, journal: str, attempts: int) -> DataFrame:
+def _asked(
+    lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, journal: str, attempts: int
+) -> DataFrame:
     """The wave's rows -> staged rows, by asking on the workers."""
     one, tasks = settings.captions.captioners[tier.captioner], lake.spark.sparkContext.defaultParallelism
     worker = partial(
@@ -161,8 +130,7 @@ def _asked(lake: Lake, inputs: DataFrame, settings: Settings, tier: captions.Tie
         rate=pace(one, tasks),
         how=How(tries=one.tries, repairs=one.repairs, window=2 * one.in_flight),
     )
-    columns = ("image_id", "addresses", "tags", "alt_text", "known")
-    rows = inputs.repartitionByRange(tasks, "at").sortWithinPartitions("at").select(*columns).mapInPandas(worker, caption_row.SCHEMA)
+    rows = inputs.repartitionByRange(tasks, "at").sortWithinPartitions("at").select(*COLUMNS).mapInPandas(worker, caption_row.SCHEMA)
     return rows.withColumns(caption_rows.told(settings, tier))
 
 
@@ -200,15 +168,10 @@ def on_worker(
         yield pd.DataFrame(caption_row.counted(cast(list[dict[str, Any]], frame.to_dict("records")), count), columns=caption_row.COLUMNS)
 
 
-def plan(lake: Lake, settings: Settings, tier: captions.Tier, pending: DataFrame) -> str:
-    """What a tier would cost at most -> one line."""
-    rows = caption_rows.about(lake, settings, pending)
-    told, images = bill(settings, tier, _longest_notes(rows)), rows.count()
-    once, whole = _usd(images * told.worst), _usd(images * told.row)
-    return (
-        f"tier {tier.name}: {images} images by {tier.captioner}: at most {once} with one call an image, {whole} with every try and repair"
+def tell_that_they_wait(tier: captions.Tier, images: int, left: int, need: int) -> None:
+    """Images that the budget does not pay for. left, need: nano-dollars, of the budget and for one of them at worst."""
+    print(
+        f"caption: tier {tier.name}: {images} images wait: {caption_plan.usd(max(left, 0))} of the budget are left, "
+        f"one of them may need {caption_plan.usd(need)}; raise captions.budget_usd",
+        flush=True,
     )
-
-
-def _usd(nano: int) -> str:
-    return f"{nano / caption_budget.NANO:.4f} USD"

@@ -1,12 +1,11 @@
-"""Who captions which image, and what captioners are told of it: the tiers of `captions` over jobs/facts.py; tags, alt text, rating, text.
+"""By whom a row of `captions` is (its fingerprint and names), and what captioners are told of an image: tags, alt text, rating, style, text.
 
-An image belongs to the first tier whose rules it passes. What is told of it enters the request, and so the key of what is paid for, but not the
-fingerprint: another tagger or alt text makes nothing pending; another prompt, engine, model or option of the request does.
+What is told enters the request, and so the key of what is paid for, but not the fingerprint: another tagger or alt text makes nothing pending;
+another prompt, engine, model or option of the request does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
@@ -14,7 +13,7 @@ from pyspark.sql import functions as F
 
 from conf.captions import Captioner, PromptFile, Tier
 from conf.settings import Settings, digest, load_prompt
-from jobs import classify, deny_lists, facts, flag, occurrences, rejects, score, select_images
+from jobs import classify, flag, occurrences
 from jobs.lake import Lake
 from udfs import caption_answer, caption_request, caption_tags, caption_work, token_count
 from udfs.caption_answer import Rules
@@ -33,6 +32,12 @@ def fingerprint(settings: Settings, tier: Tier) -> str:
     own = caption_tags.KERNEL_VERSION if one.engine == "tags" else caption_request.REQUEST_VERSION
     told = digest(prompt, one.model_dump(mode="json", exclude=PACE), sorted(tier.parts), caption_answer.RULES_VERSION, own)
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
+
+
+def of_wave(settings: Settings, tier: Tier) -> dict[str, str]:
+    """What the ledger says of a wave's calls."""
+    one = settings.captions.captioners[tier.captioner]
+    return {"tier": tier.name, "fingerprint": fingerprint(settings, tier), "engine": one.engine, "model": name_of(one)}
 
 
 def told(settings: Settings, tier: Tier) -> dict[str, Column]:
@@ -54,14 +59,7 @@ def of_worker(settings: Settings, tier: Tier) -> caption_work.Tier:
 
 def rules_of(prompt: PromptFile) -> Rules:
     """What captions under a prompt version must be."""
-    return Rules(
-        {str(part): band for part, band in prompt.bands.items()},
-        prompt.banned,
-        prompt.most_tags,
-        prompt.most_ocr,
-        prompt.language,
-        prompt.contradictions,
-    )
+    return caption_answer.rules(prompt.model_dump())
 
 
 def name_of(one: Captioner) -> str:
@@ -69,43 +67,13 @@ def name_of(one: Captioner) -> str:
     return (one.model or (one.local.folder if one.local is not None else "none")).rstrip("/").rpartition("/")[2]
 
 
-def pending(lake: Lake, settings: Settings) -> DataFrame:
-    """-> (image_id, tier) of the images that their tier's captioner has not captioned, nor refused for good. An image that flags wait for waits too."""
-    rows = assigned(lake, settings)
-    if settings.embed.detectors:
-        rows = rows.join(_flags(lake, settings).select("image_id"), "image_id", "left_semi")
-    told = F.create_map(*[F.lit(part) for tier in settings.captions.tiers for part in (tier.name, fingerprint(settings, tier))])
-    rows = rows.withColumn("fingerprint", told[F.col("tier")])
-    done = lake.read("captions").select("image_id", "fingerprint").distinct()
-    settled = rejects.settled(lake, NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
-    lacking = rows.join(done, ["image_id", "fingerprint"], "left_anti").join(settled, ["image_id", "fingerprint"], "left_anti")
-    return lacking.select("image_id", "tier")
-
-
-def assigned(lake: Lake, settings: Settings) -> DataFrame:
-    """-> (image_id, tier) of every image that is neither denied nor opted out and is in a tier."""
-    tiers = settings.captions.tiers
-    images = deny_lists.allowed(lake, lake.read("images").select("image_id"))
-    images = images.join(lake.read("sources").where("opt_out").select("image_id"), "image_id", "left_anti")
-    values = sorted({rule.value for tier in tiers for rule in tier.rules})
-    if values:
-        images = images.join(_values(lake, settings, values), "image_id")
-    tier: Column = F.lit(None).cast("string")
-    for one in reversed(tiers):
-        passes = F.lit(True)
-        for rule in one.rules:
-            passes = passes & select_images.failure(rule).isNull()
-        tier = F.when(passes, F.lit(one.name)).otherwise(tier)
-    return images.select("image_id", tier.alias("tier")).where(F.col("tier").isNotNull())
-
-
 def about(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
     """Rows with image_id -> the same with ABOUT: tags of its sources and detectors, the latest alt text, rating, style class, texts in it."""
     sources = lake.read("sources").join(rows.select("image_id"), "image_id", "left_semi")
     tags = sources.groupBy("image_id").agg(F.sort_array(F.array_distinct(F.flatten(F.collect_list("tags")))).alias("source_tags"))
-    flags = _flags(lake, settings).select("image_id", "rating", "text", F.col("tags").alias("flag_tags"))
+    seen = flags(lake, settings).select("image_id", "rating", "text", F.col("tags").alias("flag_tags"))
     known = rows.join(tags, "image_id", "left").join(occurrences.latest(sources, "alt_text"), "image_id", "left")
-    known = known.join(flags, "image_id", "left").join(_styles(lake, settings), "image_id", "left")
+    known = known.join(seen, "image_id", "left").join(_styles(lake, settings), "image_id", "left")
     empty = F.array().cast("array<string>")
     told = {
         "tags": F.array_union(F.coalesce("flag_tags", empty), F.coalesce("source_tags", empty)),
@@ -115,15 +83,8 @@ def about(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
     return known.withColumns(told).select(*rows.columns, *ABOUT)
 
 
-def _values(lake: Lake, settings: Settings, values: Sequence[str]) -> DataFrame:
-    scores = score.fingerprint(score.champion(settings)) if {"score", "score_raw"} & set(values) else ""
-    made = select_images.made_by(settings, values)
-    known = facts.gather(lake, settings, scores, lake.versions(facts.TABLES), made)
-    versions = {(facts.NUMBERS | facts.WORDS)[value] for value in values}
-    return known.select("image_id", *values, *sorted(versions))
-
-
-def _flags(lake: Lake, settings: Settings) -> DataFrame:
+def flags(lake: Lake, settings: Settings) -> DataFrame:
+    """-> the rows of `flags` that count now."""
     return lake.read("flags").where(F.col("fingerprint") == flag.evidence(settings).fingerprint)
 
 

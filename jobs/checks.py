@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from conf.build import Select
@@ -15,8 +15,12 @@ from udfs import degrade
 
 def check(settings: Settings) -> None:
     """What one section cannot know of itself, before Spark starts. Raises Mistake."""
-    _check_rules(settings.select)
-    _check_sources_of_values(settings)
+    _check_rules("select", settings.select.rules)
+    _check_caps(settings.select)
+    _check_sources_of_values(settings, "select", facts.used(settings.select))
+    for tier in settings.captions.tiers:
+        _check_rules(f"captions.tiers.{tier.name}", tier.rules)
+        _check_sources_of_values(settings, f"captions.tiers.{tier.name}", [rule.value for rule in tier.rules])
     for key, views in (("views", settings.label.views), ("probes", settings.label.probes)):
         if unknown := set(views) - set(degrade.VIEWS):
             raise Mistake(f"label.{key}: given {sorted(unknown)}, allowed {sorted(degrade.VIEWS)}")
@@ -45,19 +49,23 @@ def _check_models(settings: Settings) -> None:
             raise Mistake(f"{kind} {name}: {key}: no file at {file}; the demo's come from `make weights`")
 
 
-def _check_rules(settings: Select) -> None:
+def _check_rules(where: str, rules: Sequence[Select.Rule]) -> None:
     """Raises Mistake when a rule asks for a value that there is not, or asks it the wrong question."""
-    for rule in settings.rules:
+    for rule in rules:
         if rule.value not in facts.NUMBERS and rule.value not in facts.WORDS:
             known = sorted(facts.NUMBERS | facts.WORDS)
-            raise Mistake(f"select.rules.{rule.name}: value: given {rule.value!r}, allowed {known}")
+            raise Mistake(f"{where}.rules.{rule.name}: value: given {rule.value!r}, allowed {known}")
         numeric = rule.at_least is not None or rule.at_most is not None
         if numeric != (rule.value in facts.NUMBERS):
             fitting = "at_least and at_most" if rule.value in facts.NUMBERS else "within or none_of"
-            raise Mistake(f"select.rules.{rule.name}: {rule.value} takes {fitting}")
-        _check_words(f"rules.{rule.name}", rule.value, (*(rule.within or ()), *(rule.none_of or ())))
+            raise Mistake(f"{where}.rules.{rule.name}: {rule.value} takes {fitting}")
+        _check_words(f"{where}.rules.{rule.name}", rule.value, (*(rule.within or ()), *(rule.none_of or ())))
+
+
+def _check_caps(settings: Select) -> None:
+    """Raises Mistake when a cap asks for a value that is no list of words, or for a word that no image can have."""
     for cap in settings.caps:
-        _check_words(f"caps.{cap.name}", cap.value, cap.words)
+        _check_words(f"select.caps.{cap.name}", cap.value, cap.words)
         for key, value in (("value", cap.value), ("per", cap.per)):
             if value is not None and value not in facts.WORDS:
                 raise Mistake(f"select.caps.{cap.name}: {key}: given {value!r}, allowed {sorted(facts.WORDS)}")
@@ -66,16 +74,20 @@ def _check_rules(settings: Select) -> None:
 def _check_words(where: str, value: str, words: Sequence[str]) -> None:
     """Raises Mistake for a word that no image can have: misspelt, it would let all pass or none."""
     if value in facts.CLOSED and (unknown := sorted(set(words) - set(facts.CLOSED[value]))):
-        raise Mistake(f"select.{where}: {value}: given {unknown}, allowed {list(facts.CLOSED[value])}")
+        raise Mistake(f"{where}: {value}: given {unknown}, allowed {list(facts.CLOSED[value])}")
 
 
-def _check_sources_of_values(settings: Settings) -> None:
-    """Raises Mistake when nothing in this build could ever tell a value that the selection asks for: `none_of` would let all pass."""
+def _check_sources_of_values(settings: Settings, where: str, values: Iterable[str]) -> None:
+    """Raises Mistake when nothing in this build could ever tell a value that is asked for: `none_of` would let all pass."""
     kernels = {load_detector(name).kernel for name in settings.embed.detectors}
     labels = {entry.label for entry in settings.classify}
-    for value in facts.used(settings.select):
+    for value in values:
         wanted = facts.DETECTORS.get(value)
         if wanted is not None and not kernels & set(wanted):
-            raise Mistake(f"select: {value} is told by a detector of kernel {' or '.join(wanted)}; embed.detectors has none")
+            raise Mistake(f"{where}: {value} is told by a detector of kernel {' or '.join(wanted)}; embed.detectors has none")
         if value in facts.CLASSIFIERS and facts.CLASSIFIERS[value] not in labels:
-            raise Mistake(f"select: {value} is told by a classifier of the labels {facts.CLASSIFIERS[value]!r}; classify has none")
+            raise Mistake(f"{where}: {value} is told by a classifier of the labels {facts.CLASSIFIERS[value]!r}; classify has none")
+        if value == "disagreement" and len(given := settings.compare_captioners.captioners) < 2:
+            raise Mistake(
+                f"{where}: disagreement is between the captioners of compare_captioners.captioners: at least two, given {list(given)}"
+            )

@@ -3,19 +3,25 @@
 A value is a number, or a list of words (all sources of an image together). Each has the version of what it came from. To add
 one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to `gather`. An image without a row in a table has no value
 there (NULL), which fails every rule but `none_of`; a row with nothing to tell (no tag) is an empty list.
+
+style_size, style_share: images of its style cluster (itself among them), and their share of all that have a cluster: rare styles have little of both,
+and lose some as the lake grows. Without a cluster (style_state `none`, `blocked`) there is none. disagreement: of the captioners that are compared
+(`compare_captioners`), 1 - the mean agreement over their pairs (udfs/caption_words.py); known once all of them have captioned the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.build import Select
 from conf.settings import Settings
-from jobs import deny_lists, embedding
+from jobs import caption_sample, deny_lists, embedding
 from jobs.lake import Lake
+from udfs import compare_captioners
+from udfs.caption_words import CONTENT
 from udfs.embed import ORIGINAL, PIXELS
 
 # name -> the column that holds its version
@@ -37,6 +43,9 @@ NUMBERS = {
     "watermark": "flags_version",
     "style_distance": "styles_version",
     "style_margin": "styles_version",
+    "style_size": "styles_version",
+    "style_share": "styles_version",
+    "disagreement": "captions_version",
 }
 WORDS = {
     "format": "image_version",
@@ -62,7 +71,8 @@ CLOSED = {  # value -> all the words that it can be
     "style_state": ("ok", "blocked", "none"),
     **dict.fromkeys(("ai_marks", "opt_out", "denied", "has_text"), _TRUTH),
 }
-MADE = {"flags": "flags_version", "styles": "styles_version", "classes": "classes_version"}  # tables that need not be there for a selection
+# tables that need not be there for a selection
+MADE = {"flags": "flags_version", "styles": "styles_version", "classes": "classes_version", "captions": "captions_version"}
 TABLES = ("images", "sources", "pixels", "scores", "rejects", *MADE)
 # value -> kernels of detectors of which one tells it
 DETECTORS = {"rating": ("nsfw", "tagger"), "tags": ("tagger",), "nsfw": ("nsfw",)} | dict.fromkeys(
@@ -120,13 +130,13 @@ def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]
     scored = scored.select("image_id", *number, F.col("fingerprint").alias("score_version"))
     known = image.join(told, "image_id", "left").join(pixels, "image_id", "left").join(scored, "image_id", "left")
     known = _with_denied(known, bare["rejects"], versions["rejects"])
-    for table, rows in (("flags", _flags), ("styles", _styles), ("classes", _classes)):
-        mine = rows(bare[table])
+    for table, rows in (("flags", _flags), ("styles", _styles), ("classes", _classes), ("captions", _captions)):
         told_by = (made or {}).get(table)
+        mine = rows(bare[table], told_by)
         if told_by is None:
             known = known.withColumns({name: F.lit(None).cast(kind) for name, kind in mine.dtypes if name != "image_id"})
         else:
-            known = known.join(mine.where(F.col(MADE[table]) == told_by), "image_id", "left")
+            known = known.join(mine, "image_id", "left")
     return known
 
 
@@ -137,20 +147,36 @@ def _with_denied(known: DataFrame, rejects: DataFrame, version: int) -> DataFram
     return marked.withColumns({"denied": told, "denied_version": F.lit(f"rejects@{version}")}).drop("is_denied")
 
 
-def _flags(rows: DataFrame) -> DataFrame:
+def _flags(rows: DataFrame, told_by: str | None) -> DataFrame:
     numbers = [F.col(name).cast("double").alias(name) for name in ("nsfw", "text_share", "watermark")]
     words = [_word(F.col(name).cast("string")).alias(name) for name in ("rating", "ai_generated", "has_text", "domain")]
-    return rows.select("image_id", *numbers, *words, "tags", F.col("fingerprint").alias(MADE["flags"]))
+    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+    return mine.select("image_id", *numbers, *words, "tags", F.col("fingerprint").alias(MADE["flags"]))
 
 
-def _styles(rows: DataFrame) -> DataFrame:
+def _styles(rows: DataFrame, told_by: str | None) -> DataFrame:
+    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+    sizes = mine.where("cluster IS NOT NULL").groupBy("cluster").agg(F.count("*").cast("double").alias("style_size"))
+    share = (F.col("style_size") / F.sum("style_size").over(Window.partitionBy())).alias("style_share")  # one row a cluster
+    mine = mine.join(F.broadcast(sizes.select("cluster", "style_size", share)), "cluster", "left")
     numbers = [F.col(name).cast("double").alias(f"style_{name}") for name in ("distance", "margin")]
     words = [_word(F.col("state")).alias("style_state"), _word(F.col("tag")).alias("style_cluster")]
-    return rows.select("image_id", *numbers, *words, F.col("fingerprint").alias(MADE["styles"]))
+    return mine.select("image_id", *numbers, "style_size", "style_share", *words, F.col("fingerprint").alias(MADE["styles"]))
 
 
-def _classes(rows: DataFrame) -> DataFrame:
-    return rows.select("image_id", _word(F.col("class")).alias("style_class"), F.col("fingerprint").alias(MADE["classes"]))
+def _classes(rows: DataFrame, told_by: str | None) -> DataFrame:
+    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+    return mine.select("image_id", _word(F.col("class")).alias("style_class"), F.col("fingerprint").alias(MADE["classes"]))
+
+
+def _captions(rows: DataFrame, told_by: str | None) -> DataFrame:
+    """told_by: caption_sample.fingerprints."""
+    asked = (told_by or "").split(caption_sample.JOINED)
+    said = F.collect_list(F.struct("fingerprint", "kind", "text")).alias("said")
+    mine = rows.where(F.col("fingerprint").isin(asked) & F.col("kind").isin(*CONTENT)).groupBy("image_id")
+    whole = mine.agg(said, F.count_distinct("fingerprint").alias("captioners")).where(F.col("captioners") == len(asked))
+    told = whole.select("image_id", "said").mapInPandas(compare_captioners.disagreements, compare_captioners.SCHEMA)
+    return told.select("image_id", "disagreement", F.lit(told_by).cast("string").alias(MADE["captions"]))
 
 
 def _word(value: Column) -> Column:

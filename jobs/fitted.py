@@ -7,28 +7,21 @@ made again. It comes after all its files, the alias comes last, and `find` settl
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from conf.build import Mlflow
 from conf.section import Mistake
-from jobs import registry
+from jobs import registry, runs
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 FOLDER = "fitted"  # of the run's artifacts: the version's source
-RUN_DIGEST = "studbook.fit"  # the run's tag with the digest, by which a run that a kill left open is taken up again
-PARAMS, METRICS = 100, 1000  # MLflow's limits for one call
-LONGEST = 6000  # characters of a parameter
 
 
 class Fitted(NamedTuple):
@@ -62,10 +55,10 @@ def register(
 
     alias: of the version; None: champion when the model has none, else candidate.
     """
-    client = _connect(settings)
-    run = _open(client, settings, model, digest)
-    _record(client, run, params, metrics)
-    _put(client, run, {f"{FOLDER}/{name}": data for name, data in files.items()} | dict(plots or {}))
+    client = runs.connect(settings)
+    run = runs.open_run(client, settings, model, digest)
+    runs.record(client, run, params, metrics)
+    runs.put(client, run, {f"{FOLDER}/{name}": data for name, data in files.items()} | dict(plots or {}))
     if not client.search_registered_models(f"name = '{model}'"):
         client.create_registered_model(model)
     told = {**tags, "digest": digest, "sha256": hash_of(files)}
@@ -161,7 +154,7 @@ def replace_artifacts(settings: Mlflow, run: str, folder: str, files: Mapping[st
     if any(one.path == folder for one in client.list_artifacts(run)):
         get_artifact_repository(f"{client.get_run(run).info.artifact_uri}/{folder}").delete_artifacts()
     if files:
-        _put(client, run, {f"{folder}/{name}": data for name, data in files.items()})
+        runs.put(client, run, {f"{folder}/{name}": data for name, data in files.items()})
 
 
 def hash_of(files: Mapping[str, bytes]) -> str:
@@ -170,60 +163,6 @@ def hash_of(files: Mapping[str, bytes]) -> str:
         return hashlib.sha256(*files.values()).hexdigest()
     lines = [f"{hashlib.sha256(files[name]).hexdigest()} {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _connect(settings: Mlflow) -> MlflowClient:
-    """A client of the store. A new sqlite store is made whole, beside its place: one that a kill left half migrated is never opened."""
-    uri = settings.tracking_uri
-    if not uri.startswith(registry.SQLITE) or (path := Path(uri.removeprefix(registry.SQLITE))).exists():
-        return registry.connect(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.new-") as folder:
-        fresh = Path(folder) / path.name
-        registry.connect(settings.model_copy(update={"tracking_uri": f"{registry.SQLITE}{fresh}"})).search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was first
-            os.link(fresh, path)
-    return registry.connect(settings)
-
-
-def _open(client: MlflowClient, settings: Mlflow, model: str, digest: str) -> str:
-    """-> id of a run of the experiment, the one that a kill left open where there is one."""
-    found = client.get_experiment_by_name(settings.experiment)
-    if found is None:
-        place = settings.artifacts
-        place = place if place is None or "://" in place else Path(place).resolve().as_uri()
-        experiment = client.create_experiment(settings.experiment, place)
-    else:
-        experiment = str(found.experiment_id)
-    named = f"{model}-{digest}"
-    left = client.search_runs([experiment], f"tags.`{RUN_DIGEST}` = '{named}' and attributes.status = 'RUNNING'", max_results=1)
-    if left:
-        return str(left[0].info.run_id)
-    tags = {RUN_DIGEST: named, "mlflow.source.name": Path(sys.argv[0]).name}
-    return str(client.create_run(experiment, run_name=f"{model} {digest}", tags=tags).info.run_id)
-
-
-def _record(client: MlflowClient, run: str, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-    from mlflow.entities import Metric, Param
-
-    at = client.get_run(run).info.start_time  # the same time again: MLflow keeps one point of a metric that is recorded twice
-    known = set(client.get_run(run).data.params)
-    texts = [Param(key, str(value)[:LONGEST]) for key, value in params.items() if key not in known]
-    values = [Metric(key, float(value), at, 0) for key, value in metrics.items()]
-    for start in range(0, len(texts), PARAMS):
-        client.log_batch(run, params=texts[start : start + PARAMS])
-    for start in range(0, len(values), METRICS):
-        client.log_batch(run, metrics=values[start : start + METRICS])
-
-
-def _put(client: MlflowClient, run: str, files: Mapping[str, bytes]) -> None:
-    """Path -> bytes, into the run's artifacts. One call for all: a call a file is slow with a tracking server."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        client.log_artifacts(run, folder)
 
 
 def _version(settings: Mlflow, model: str, alias_or_version: str) -> ModelVersion:

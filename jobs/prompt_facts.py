@@ -9,17 +9,19 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption_rows, centres, flag
+from jobs import caption_tiers, centres, flag
 from jobs.lake import Lake
 
 
 def gather(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     """scores: the fingerprint that counts -> (image_id, score INT, rating STRING, cluster INT, captions) of every image that has captions.
 
-    captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever. NULL: nothing is known.
+    An image's captions are those of one captioner: of the tiers whose captioners have captioned it, the earliest in the config. What a captioner
+    wrote that is in no tier, for a comparison, is in no prompt.
+    captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever; `ocr` is among them, for captioners
+    that learn from it, and no prompt takes it. NULL: nothing is known.
     """
-    told = [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
-    rows = lake.read("captions").where(F.col("fingerprint").isin(told) & (F.col("kind") != "ocr"))
+    rows = caption_tiers.counting(settings, lake.read("captions"))
     one = F.struct(F.concat_ws("/", "fingerprint", "kind", "part").alias("id"), "kind", "text")
     known = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
     scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))

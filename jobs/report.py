@@ -31,6 +31,7 @@ from jobs import (
     funnel,
     occurrences,
     pages,
+    report_captioners,
     report_captions,
     report_flags,
     report_scores,
@@ -46,7 +47,7 @@ from udfs.embed import ORIGINAL, PIXELS
 from udfs.opener import to_uri
 
 NAME = "report"
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 THUMBNAIL = 112  # pixels of the longer side
 STATISTICS = {  # name -> unit, as udfs/pixel_statistics.py defines them
     "mean": "luma, levels of 255",
@@ -79,6 +80,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
             report_styles.identity(lake, settings),
             report_flags.identity(settings),
             report_captions.identity(settings),
+            report_captioners.identity(settings),
         ),
     )
     if not select_images.is_made(lake, selection):
@@ -98,8 +100,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         "drops": lambda: _drops(lake, settings, selection, many),
         "bias": lambda: report_scores.section(lake, settings, head),
         "styles": lambda: report_styles.section(lake, settings),
-        "flags": lambda: report_flags.section(lake, settings, partial(_pictures, lake, settings)),
-        "captions": lambda: report_captions.section(lake, settings, score.fingerprint(head), partial(_pictures, lake, settings)),
+        "flags": lambda: report_flags.section(lake, settings, partial(pictures, lake, settings)),
+        "captions": lambda: report_captions.section(lake, settings, score.fingerprint(head), partial(pictures, lake, settings)),
+        "captioners": lambda: report_captioners.section(lake, settings, partial(pictures, lake, settings)),
         "bins": lambda: _bins(lake, settings, score.fingerprint(head), many),
         "statistics": lambda: _statistics(lake, outputs[PIXELS]),
         "labels": lambda: _labels(lake),
@@ -120,7 +123,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     print(f"{NAME}: {settings.report.path}")
 
 
-def _pictures(lake: Lake, settings: Settings, rows: DataFrame, group: str) -> dict[Any, list[dict[str, Any]]]:
+def pictures(lake: Lake, settings: Settings, rows: DataFrame, group: str) -> dict[Any, list[dict[str, Any]]]:
     """Rows with image_id, a caption and a column that groups them -> group -> what the page shows of some of them."""
     placed, many = _placed(lake, rows), settings.report.images_per_group
     counts = {row[group]: row["count"] for row in placed.groupBy(group).count().collect()}

@@ -15,12 +15,12 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, digest, load_prompt
-from jobs import caption_rows, prompt_facts
+from jobs import caption_ledger, caption_rows, caption_tiers, prompt_facts
 from jobs.lake import Lake
 from udfs import compose_prompt, token_count
 from udfs.compose_prompt import Caption, Known
 
-SECTION_VERSION = 1
+SECTION_VERSION = 2
 EPOCHS = 3
 SEED = 7  # of the prompts that are shown
 ORDER = ("short", "medium", "long", "style", "tags", "ocr")
@@ -31,13 +31,13 @@ Draw = Callable[[DataFrame, str], dict[Any, list[dict[str, Any]]]]
 def identity(settings: Settings) -> str:
     """What the section depends on beside the tables."""
     return digest(
-        SECTION_VERSION, compose_prompt.KERNEL_VERSION, [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
+        SECTION_VERSION, compose_prompt.KERNEL_VERSION, [caption_rows.fingerprint(settings, tier) for tier in caption_tiers.tiers(settings)]
     )
 
 
 def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str, Any]:
     """-> what jobs/report_captions.html shows; `absent` says why where there is nothing to show."""
-    told = [caption_rows.fingerprint(settings, tier) for tier in settings.captions.tiers]
+    told = [caption_rows.fingerprint(settings, tier) for tier in caption_tiers.tiers(settings)]
     rows = lake.read("captions").where(F.col("fingerprint").isin(told))
     by = ("tier", "engine", "model", "prompt", "tokenizer", "kind")
     measures = [
@@ -53,7 +53,8 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
         known = prompt_facts.gather(lake, settings, scores)
     except Mistake as mistake:
         return {"absent": str(mistake)}
-    texts = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(F.struct("kind", "part", "tokens", "text"))).alias("texts"))
+    by_whom = F.when(F.col("model") == "none", F.col("engine")).otherwise(F.col("model")).alias("captioner")
+    texts = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(F.struct("kind", "part", "tokens", "text", by_whom))).alias("texts"))
     whole = F.to_json(F.struct("score", "rating", "cluster", "captions", "texts"))
     mild = F.coalesce(F.col("rating") != "explicit", F.lit(True))
     shown = (
@@ -66,6 +67,7 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
         "absent": "",
         "counts": sorted(counted, key=lambda row: (row["tier"], ORDER.index(row["kind"]))),
         "images": images,
+        "ledger": [row.asDict() for row in caption_ledger.summed(lake).collect()],  # a row a tier, captioner and code
         "epochs": EPOCHS,
     }
 
@@ -80,6 +82,6 @@ def _shown(settings: Settings, one: dict[str, Any]) -> dict[str, Any]:
     prompts += [
         (f"epoch {epoch}", compose_prompt.compose(known, compose_prompt.VARIED, SEED, epoch, count, most)) for epoch in range(EPOCHS)
     ]
-    texts = sorted(told["texts"], key=lambda text: (ORDER.index(text["kind"]), text["part"]))
+    texts = sorted(told["texts"], key=lambda text: (ORDER.index(text["kind"]), text["captioner"], text["part"]))
     composed = [{"name": name, "tokens": made.tokens, "text": made.text} for name, made in prompts]
     return {"picture": one["picture"], "why": one["why"], "name": one["name"], "texts": texts, "prompts": composed}

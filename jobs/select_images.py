@@ -19,7 +19,21 @@ from pyspark.sql import functions as F
 from conf.build import Select
 from conf.section import Mistake
 from conf.settings import Settings, digest, load_detector, load_encoder
-from jobs import assign_styles, centres, classify, command, deny_lists, embed, embedding, facts, flag, score, snapshot, waves
+from jobs import (
+    assign_styles,
+    caption_sample,
+    centres,
+    classify,
+    command,
+    deny_lists,
+    embed,
+    embedding,
+    facts,
+    flag,
+    score,
+    snapshot,
+    waves,
+)
 from jobs.lake import Lake
 from jobs.registry import Head
 from jobs.waves import Projection
@@ -77,6 +91,8 @@ def _demand(lake: Lake, settings: Settings, head: Head) -> None:
         late.append("assign_styles")
     if "flags" in asked and not flag.pending(lake, flag.evidence(settings, heads)).isEmpty():
         late.append("flag")
+    if "captions" in asked and not caption_sample.pending(lake, settings).isEmpty():
+        late.append("caption")
     if late:
         raise Mistake(f"select: rules or caps ask for {', '.join(asked)}, and images have none yet; run the stages {', '.join(late)} first")
 
@@ -92,6 +108,8 @@ def made_by(settings: Settings, values: Sequence[str]) -> dict[str, str]:
     if "classes" in asked:
         style = [one for one in heads if class_head.read_about(one.weights).label == flag.STYLE]
         told["classes"] = classify.fingerprint(style[0])
+    if "captions" in asked:
+        told["captions"] = caption_sample.fingerprints(settings)
     return told
 
 

@@ -49,6 +49,11 @@ class Rules(NamedTuple):
     contradictions: Mapping[str, Sequence[str]] = {}
 
 
+def rules(told: Mapping[str, Any]) -> Rules:
+    """conf.captions.PromptFile as a dict -> what captions under it must be."""
+    return Rules(**{name: told[name] for name in Rules._fields})
+
+
 class Fault(NamedTuple):
     """Why a part (`answer`: the whole) is refused. code: one of CODES; detail: what was found, short, and never the whole text."""
 

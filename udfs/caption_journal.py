@@ -71,6 +71,12 @@ class Journal:
         assert self._number >= 0
         self._write("end", (), reason)
 
+    def whole(self, records: Sequence[Record]) -> None:
+        """An attempt that one result file tells at once, whoever reads it: written again it is the same parts."""
+        self._number = -1
+        for kind, some in (("open", ()), ("answers", records), ("end", ())):
+            self._write(kind, some)
+
     def fenced(self) -> str | None:
         """-> why this attempt must ask nothing (more): its wave or run is closed, or a later attempt has begun; None: it may."""
         wave, run = self.place.wave, self.place.wave.rpartition("/")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from udfs import caption_answer, caption_image, caption_request, token_count
 from udfs.caption_answer import Checked, Rules
@@ -15,6 +15,9 @@ from udfs.caption_record import Record
 from udfs.caption_request import Prompt, Request
 from udfs.caption_row import Row, Work
 from udfs.opener import Opener
+
+if TYPE_CHECKING:
+    from udfs.gemini_batch import GeminiBatch
 
 LANGUAGE = "language"  # a part that is always asked for
 REPAIR = 400  # bytes of a repair's words at most, beside the prompt's own
@@ -43,6 +46,8 @@ class Tier(NamedTuple):
             of_model = {name: local[name] for name in ("sha256", "precision", "min_tiles", "max_tiles")}
             return of_model | {"max_output_tokens": self.captioner["max_output_tokens"]}
         told = {name: self.captioner[name] for name in ("model", "max_output_tokens", "media_resolution")}
+        if self.captioner["thinking"] is not None:
+            told["thinking"] = self.captioner["thinking"]
         return told | {"safety": self.captioner["safety"], "image": f"{caption_image.RENDER_VERSION}:{self.captioner['max_side']}"}
 
 
@@ -82,28 +87,45 @@ def _record(one: dict[str, Any]) -> Record:
 
 def bounds(tier: Tier, notes: int, image_tokens: int) -> Bounds:
     """(bytes of the longest notes, tokens of an image) -> the most that one call can be billed for: a token is at least a byte of text."""
-    words = (tier.prompt.system, tier.prompt.content, tier.prompt.style, tier.prompt.rest, tier.prompt.notes, tier.prompt.repair)
-    schema = json.dumps(caption_answer.schema(tier.parts))
-    own = sum(len(text.encode()) for text in (*words, schema)) + REPAIR + 1024  # 1024: keys and quotes of 60 tags, roles, separators
+    own = words(tier) + len(tier.prompt.repair.encode()) + REPAIR + 1024  # 1024: keys and quotes of 60 tags, roles, separators
     return Bounds(own + ESCAPED * notes, image_tokens, tier.captioner["max_output_tokens"])
+
+
+def words(tier: Tier) -> int:
+    """-> bytes of a request's text without what is told of an image, its schema among them."""
+    said = (tier.prompt.system, tier.prompt.content, tier.prompt.style, tier.prompt.rest, tier.prompt.notes)
+    return sum(len(text.encode()) for text in (*said, json.dumps(caption_answer.schema(tier.parts))))
 
 
 def engine(captioner: Mapping[str, Any]) -> Engine:
     """The captioner's client; its key is read here, on the worker, and goes nowhere else. Raises ValueError that names what is lacking."""
-    key = _key(captioner)
-    told = {name: captioner[name] for name in ("model", "max_output_tokens", "base_url", "media_resolution")} | {
-        "timeout": captioner["timeout_seconds"]
-    }
     if captioner["engine"] == "openai":
         from udfs.openai_captioner import OpenAiCaptioner
 
-        return OpenAiCaptioner(told, key)
+        return OpenAiCaptioner(_shared(captioner), _key(captioner))
     from udfs.gemini import GeminiEngine
 
+    return GeminiEngine(gemini_options(captioner), _key(captioner))
+
+
+def batch(captioner: Mapping[str, Any]) -> GeminiBatch:
+    """The client of engine gemini-batch; as `engine`."""
+    from udfs.gemini_batch import GeminiBatch
+
+    return GeminiBatch(gemini_options(captioner), _key(captioner))
+
+
+def gemini_options(captioner: Mapping[str, Any]) -> dict[str, Any]:
+    """Of GeminiEngine and GeminiBatch."""
     threshold = {"off": "off", "none": "block_none", "default": None}[captioner["safety"]]
     harms = ("harassment", "hate_speech", "sexually_explicit", "dangerous_content")
     safety = {harm: threshold for harm in harms} if threshold is not None else None
-    return GeminiEngine(told | {"api_version": captioner["api_version"], "safety_settings": safety}, key)
+    return _shared(captioner) | {name: captioner[name] for name in ("api_version", "thinking")} | {"safety_settings": safety}
+
+
+def _shared(captioner: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: captioner[name] for name in ("model", "max_output_tokens", "base_url", "media_resolution")}
+    return told | {"timeout": captioner["timeout_seconds"]}
 
 
 def _key(captioner: Mapping[str, Any]) -> str:

@@ -38,12 +38,18 @@ class BatchFault(Exception):
 
 
 class Part(NamedTuple):
-    """A file of requests: path, keys in the order of its lines, name: of its job, the same for the same keys and round; most: key -> Usage."""
+    """A file of requests. name: of its job, the same for the same keys and purpose; most: key -> what its answer can cost, in the order of the lines."""
 
     path: Path
-    keys: tuple[str, ...]
     name: str
     most: Mapping[str, Usage]
+
+
+class Job(NamedTuple):
+    """name: at the service ("batches/..."); state: QUEUED, PENDING, RUNNING, ... or one of ENDED."""
+
+    name: str
+    state: str
 
 
 class Collected(NamedTuple):
@@ -85,10 +91,10 @@ def write_parts(
     folder: Path,
     rows: int = MOST_ROWS,
     size: int = LARGEST_FILE,
-    round_: int = 0,
+    purpose: str = "",
 ) -> Iterator[Part]:
     """((request, image, media type)s, engine options, an empty folder, most lines and bytes of a file) -> files, each yielded when it is whole.
-    One line that is longer than `size` is a file of its own. round_: 0, and one more for each time that missing ones are asked again.
+    One line that is longer than `size` is a file of its own. purpose: another one makes other jobs of the same keys, as for those that are asked again.
     """
     rest, number = iter(asked), 0
     ahead = next(rest, None)
@@ -104,13 +110,12 @@ def write_parts(
                 file.write(line)
                 most[request.key] = most_usage(request, settings)
                 ahead = next(rest, None)
-        yield Part(path, tuple(most), _name(most, round_), most)
+        yield Part(path, _name(most, purpose), most)
         number += 1
 
 
-def _name(keys: Iterable[str], round_: int) -> str:
-    digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
-    return f"studbook-{digest[:40]}-{round_}"
+def _name(keys: Iterable[str], purpose: str) -> str:
+    return f"studbook-{hashlib.sha256(chr(10).join([purpose, *sorted(keys)]).encode()).hexdigest()[:40]}"
 
 
 class GeminiBatch:
@@ -123,8 +128,8 @@ class GeminiBatch:
         """-> the job's name at the service ("batches/..."). `note` gets the part's name right before a job is created, and must have written it
         durably when it returns. A job of this name that exists, in whatever state, is taken.
         """
-        if (found := await self.find(part.name)) is not None:
-            return found
+        if found := (await self.find([part.name]))[part.name]:
+            return found[0].name
         client = self._engine.client().aio
         sent = await self._call("upload", client.files.upload(file=part.path, config={"mime_type": "jsonl", "display_name": part.name}))
         note(part.name)
@@ -133,25 +138,25 @@ class GeminiBatch:
         )
         return str(job.name)
 
-    async def find(self, name: str) -> str | None:
-        """Display name -> the job's name. Of several the first that was made is taken, and the others are cancelled: they would be paid twice."""
+    async def find(self, names: Iterable[str]) -> dict[str, list[Job]]:
+        """Display names -> the jobs of each, the first that was made before the others: those are cancelled, as they would be paid twice."""
         client = self._engine.client().aio
-        found = [job for job in await self._call("list", self._jobs()) if job.display_name == name]
-        found.sort(key=lambda job: (str(job.create_time), str(job.name)))
-        for other in found[1:]:
-            if _state(other) not in ENDED:
-                await self._call("cancel", client.batches.cancel(name=str(other.name)))
-        return str(found[0].name) if found else None
+        found: dict[str, list[types.BatchJob]] = {name: [] for name in names}
+        for job in await self._call("list", self._jobs()):
+            if job.display_name in found:
+                found[job.display_name].append(job)
+        for jobs in found.values():
+            jobs.sort(key=lambda job: (str(job.create_time), str(job.name)))
+            for other in jobs[1:]:
+                if _state(other) not in ENDED:
+                    await self._call("cancel", client.batches.cancel(name=str(other.name)))
+        return {name: [Job(str(job.name), _state(job)) for job in jobs] for name, jobs in found.items()}
 
     async def _jobs(self) -> list[types.BatchJob]:
         return [job async for job in await self._engine.client().aio.batches.list(config={"page_size": PAGE})]
 
-    async def state(self, job: str) -> str:
-        """-> QUEUED, PENDING, RUNNING, ... or one of ENDED."""
-        return _state(await self._call("get", self._engine.client().aio.batches.get(name=job)))
-
-    async def collect(self, job: str, part: Part) -> Collected | None:
-        """A job that ended -> its replies and what is missing; None: it has not ended."""
+    async def collect(self, job: str, most: Mapping[str, Usage]) -> Collected | None:
+        """(a job that ended, Part.most) -> its replies and what is missing; None: it has not ended."""
         client = self._engine.client().aio
         known = await self._call("get", client.batches.get(name=job))
         if (state := _state(known)) not in ENDED:
@@ -162,8 +167,8 @@ class GeminiBatch:
                 await self._call("download", client.files.download(file=known.dest.file_name, destination=results))
                 results.seek(0)
                 for line in results:
-                    self._read(line, part.most, replies)
-        return Collected(replies, tuple(key for key in part.keys if key not in replies), state)
+                    self._read(line, most, replies)
+        return Collected(replies, tuple(key for key in most if key not in replies), state)
 
     def _read(self, line: bytes, most: Mapping[str, Usage], replies: dict[str, Reply]) -> None:
         """One line of results into `replies`. A line of no known key, or that is cut off, is as good as missing; of two the first counts."""

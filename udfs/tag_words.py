@@ -20,7 +20,7 @@ _VIEWS = {"from above", "from below", "from behind", "from side", "from outside"
 _SHOTS = {"close-up": "a close-up", "portrait": "a portrait", "upper body": "an upper-body shot", "full body": "a full-body shot"}
 _SHOTS |= {"cowboy shot": "a cowboy shot", "wide shot": "a wide shot"}
 # tags of taggers that say nothing to be seen
-_MUTE = {"solo", "solo focus", "no humans", "highres", "absurdres", "lowres", "commentary", "translated", "tagme", "self upload"}
+MUTE = {"solo", "solo focus", "no humans", "highres", "absurdres", "lowres", "commentary", "translated", "tagme", "self upload"}
 # names of artists, and what the training writes before a prompt by itself: no stranger's tag may pass for them
 _NOT_A_TAG = re.compile(r"(?:artist|meta|lore|rating|score|source):.*|(?:score|rating|style_cluster|source)_\w+|by .*", re.IGNORECASE)
 _MAIL = re.compile(r"\S+@\S+\.\w+")
@@ -130,5 +130,5 @@ def _is_doing(tag: str) -> bool:
 
 def _is_seen(tag: str) -> bool:
     """Whether it may stand after `with`; an emoticon may not."""
-    is_other = people_of(tag) or tag in _SHOTS or tag in _MUTE | _PLACES | _VIEWS or ":" in tag or _is_doing(tag)
+    is_other = people_of(tag) or tag in _SHOTS or tag in MUTE | _PLACES | _VIEWS or ":" in tag or _is_doing(tag)
     return not is_other and any(map(str.isalpha, tag))

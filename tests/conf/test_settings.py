@@ -9,16 +9,24 @@ from pathlib import Path
 import pytest
 
 from conf.section import Mistake
-from conf.settings import digest, load, load_encoder
+from conf.settings import digest, load, load_encoder, load_prices, load_prompt
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "conf/demo.yaml"
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda path: path.name)
+CONFIGS = [path for path in sorted((REPOSITORY / "conf").glob("*.yaml")) if path.name != "prices.yaml"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_that_we_ship_is_valid(path: Path) -> None:
     settings = load(path)
     assert {load_encoder(name).name for name in settings.embed.encoders} == set(settings.embed.encoders)
+
+
+def test_the_prices_and_prompts_that_we_ship_are_valid() -> None:
+    assert load_prices("prices").models
+    assert all(load_prompt(path.stem).name == path.stem for path in (REPOSITORY / "conf/prompts").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf/encoders").glob("*.yaml")), ids=lambda path: path.name)
@@ -45,6 +53,8 @@ def test_every_encoder_that_we_ship_is_valid(path: Path) -> None:
         ("ingest.sources=[{name: a, kind: tar, uri: x, columns: {uri: y}}]", ["columns were given for a tar"]),
         ("ingest.sources=[{name: a, kind: parquet, uri: x, columns: {uri: y}}]", ["columns of a parquet", "['uri']"]),
         ("ingest.sources=[{name: a, kind: manifest, uri: x, columns: {image: y}}]", ["columns of a manifest", "['image']"]),
+        ("compare_captioners.captioners=[tags, pro]", ["compare_captioners.captioners: given ['pro']", "captions.captioners has ['tags']"]),
+        ("captions.tiers=[{name: compare.x, captioner: tags}]", ["given ['compare.x']", "compare_captioners adds"]),
         ("lake.catalog=main", ["catalog and schema_name go together"]),
         ("embed", ["--set", "expected KEY=VALUE"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
-from conf.captions import Captioner
+from conf.captions import Captioner, CompareCaptioners
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_ledger, caption_paid, embed, forget, ingest
+from jobs import caption, caption_ledger, caption_paid, forget, ingest
 from jobs.lake import Lake
-from tests.jobs.conftest import MakeSettings
+from tests.jobs.conftest import MakeSettings, write_image
 from tests.servers.gemini_server import GeminiServer
 from tests.udfs.test_rate_limit import between, bucket, simulate
 from udfs import caption_wave
@@ -49,7 +50,6 @@ def settings(images: Path, make_settings: MakeSettings, server: GeminiServer) ->
 def lake(settings: Callable[..., Settings], make_lake: MakeLake) -> Lake:
     lake = make_lake(settings())
     ingest.run(lake, settings())
-    embed.run(lake, settings())
     return lake
 
 
@@ -63,7 +63,9 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     lake: Lake, settings: Callable[..., Settings], server: GeminiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caption.run(lake, settings(), plan_only=True)
-    assert f"tier all: {IMAGES} images by flash: at most 0." in capsys.readouterr().out and server.counts()["requests"] == 0
+    told = capsys.readouterr().out
+    assert f"tier all: {IMAGES} images by flash (gemini, {MODEL}, media_resolution low)" in told and "rule of thumb" in told
+    assert server.counts()["requests"] == 0
     caption.run(lake, settings(rows=7))
     assert server.counts()["requests"] == server.counts()["answered"] == IMAGES
     kinds = {row["kind"]: row["n"] for row in lake.read("captions").groupBy("kind").agg(F.count_distinct("image_id").alias("n")).collect()}
@@ -99,6 +101,27 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES - 1
 
 
+def test_what_is_expected_from_a_pilot_is_what_the_ledger_counts_within_2_percent(
+    lake: Lake, images: Path, settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(100, 118):
+        write_image(images / f"{number}.png", number)
+    ingest.run(lake, settings())
+    caption.run(lake, settings())
+    for number in range(118, 178):
+        write_image(images / f"{number}.png", number)
+    ingest.run(lake, settings())
+    capsys.readouterr()
+    caption.run(lake, settings(), plan_only=True)
+    plan = capsys.readouterr().out
+    assert "an image: 1.00 calls" in plan and "(the ledger's 30 images)" in plan
+    expected = re.search(r"expected in all ([\d.]+) USD; budget_usd 5.0, of which ([\d.]+) USD are spent", plan)
+    assert expected is not None and float(expected[2]) == pytest.approx(nano(lake) / 1e9, abs=1e-4)
+    before = nano(lake)
+    caption.run(lake, settings())
+    assert float(expected[1]) == pytest.approx((nano(lake) - before) / 1e9, rel=0.02) and "for 60 images" in capsys.readouterr().out
+
+
 def test_a_budget_is_never_passed_and_what_is_left_waits(
     lake: Lake, settings: Callable[..., Settings], server: GeminiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,11 +136,16 @@ def test_a_budget_is_never_passed_and_what_is_left_waits(
     assert lake.read("rejects").where("stage = 'caption'").isEmpty()
 
 
-def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_is_asked_again(
+def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_else_is_asked(
     lake: Lake, settings: Callable[..., Settings], server: GeminiServer
 ) -> None:
     server.order(always="block_PROHIBITED_CONTENT")
-    caption.run(lake, settings())
+    told = settings()
+    flash = told.captions.captioners["flash"]
+    captioners = {"flash": flash, "first": flash.model_copy(update={"max_output_tokens": 1024})}
+    compared = {"captions": told.captions.model_copy(update={"captioners": captioners})}
+    compared |= {"compare_captioners": CompareCaptioners(captioners=("first",), images=IMAGES)}
+    caption.run(lake, told.model_copy(update=compared))  # `first` is asked about every image, and `flash` then about none
     asked = server.counts()["requests"]
     assert asked == IMAGES
     rows = lake.read("rejects").where("stage = 'caption'").collect()

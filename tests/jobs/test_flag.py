@@ -294,7 +294,7 @@ def test_with_nothing_configured_the_bytes_still_declare(build: Build) -> None:
 def test_the_reports_section_counts_everything_and_draws_a_bounded_number(build: Build) -> None:
     lake, settings = build.lake, build.settings
 
-    draw = partial(report._pictures, lake, settings)
+    draw = partial(report.pictures, lake, settings)
     told = report_flags.section(lake, settings, draw)
     assert told["images"] == MARKED + DECLARED + PLAIN == sum(sum(row["counts"]) for row in told["ratings"]["table"])
     assert {one["name"]: one["n"] for one in told["origin"]["counts"]} == {"declared": DECLARED, "unknown": MARKED + PLAIN}

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import assign_styles, classify, embed, embedding, fit_styles, fitted, flag, ingest, registry, score
+from jobs import assign_styles, classify, embed, embedding, fit_styles, flag, ingest, registry, runs, score
 from jobs.lake import Lake
 from jobs.tables import TABLES
 from tests.jobs import spies
@@ -40,7 +40,7 @@ class Build:
         self.encoders, self.detectors, self.keys = ["colour-grid"], [self.tagger("tiny", keep=0.05)], {}
         self.lake = Lake(spark, self.settings)
         ingest.run(self.lake, self.settings)
-        fitted._connect(self.settings.mlflow)
+        runs.connect(self.settings.mlflow)
 
     @property
     def settings(self) -> Settings:

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load
-from jobs import calibrate_scores, domains, embed, fitted, ingest, label, registry, report_scores, score, score_bias
+from jobs import calibrate_scores, domains, embed, ingest, label, registry, report_scores, runs, score, score_bias
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image
 from udfs import score_bins, score_head
@@ -59,7 +59,7 @@ class Build:
         ingest.run(self.lake, self.settings)
         embed.run(self.lake, self.settings)
         label.run(self.lake, self.settings)
-        fitted._connect(self.settings.mlflow)
+        runs.connect(self.settings.mlflow)
         register_head(self.settings, folder / "head", 5)
 
     def configure(self, **keys: Any) -> Settings:

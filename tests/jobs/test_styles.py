@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,20 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load, load_encoder
-from jobs import add_style, assign_styles, block_styles, centres, fit_styles, fitted, registry, report_styles, style_sample, style_sheets
+from jobs import (
+    add_style,
+    assign_styles,
+    block_styles,
+    centres,
+    facts,
+    fit_styles,
+    fitted,
+    registry,
+    report_styles,
+    select_images,
+    style_sample,
+    style_sheets,
+)
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image
 from udfs import style_centres, tower_colour_grid
@@ -156,6 +170,20 @@ def test_the_policy_v7_has_rows_of_its_own_and_only_ok_ones(build: Build) -> Non
     told = centres.fingerprint(centres.current(released), released)
     states = build.lake.read("styles").where(F.col("fingerprint") == told).groupBy("state").count().collect()
     assert [tuple(row) for row in states] == [("ok", IMAGES)]
+
+
+def test_rules_may_ask_how_many_images_have_a_style(build: Build) -> None:
+    rows = {image: row["cluster"] for image, row in build.rows().items() if row["cluster"] is not None}
+    sizes = Counter(rows.values())
+    told = select_images.made_by(build.settings, ["style_size"])
+    known = facts.gather(build.lake, build.settings, "", build.lake.versions(facts.TABLES), told).select(
+        "image_id", "style_size", "style_share"
+    )
+    found = {
+        bytes(row["image_id"]).hex(): (row["style_size"], row["style_share"]) for row in known.collect() if row["style_size"] is not None
+    }
+    assert found == {image: (sizes[cluster], sizes[cluster] / len(rows)) for image, cluster in rows.items()}
+    assert known.count() == IMAGES + 1 and len(rows) < IMAGES + 1  # of no cluster, or without a vector: no size
 
 
 def test_the_sheets_show_each_cluster_and_are_made_again_only_when_assignments_or_denials_changed(build: Build, said: Said) -> None:

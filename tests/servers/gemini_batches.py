@@ -111,6 +111,8 @@ class Batches:
         """Newest first, by pages."""
         size, begin = int(request.query.get("pageSize", "10")), int(request.query.get("pageToken", "0"))
         names = list(self.jobs)[::-1]
+        for name in names[begin : begin + size]:
+            self._looked_at(name)
         told: dict[str, Any] = {"operations": [self._operation(name) for name in names[begin : begin + size]]}
         if begin + size < len(names):
             told["nextPageToken"] = str(begin + size)
@@ -126,12 +128,17 @@ class Batches:
         if cancel:
             job["state"] = "CANCELLED"
             return web.json_response({})
+        self._looked_at(name)
+        return web.json_response(self._operation(name))
+
+    def _looked_at(self, name: str) -> None:
+        """Time goes on by being asked: after `batch_polls` looks, alone or in a listing, a job has ended."""
+        job = self.jobs[name]
         job["polls"] += 1
         if job["state"] in ("PENDING", "RUNNING"):
             job["state"] = "RUNNING"
             if job["polls"] >= self.service.script["batch_polls"]:
                 self._work(name)
-        return web.json_response(self._operation(name))
 
     def _work(self, name: str) -> None:
         job, script = self.jobs[name], self.service.script

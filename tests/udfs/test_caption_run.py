@@ -15,9 +15,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from udfs import caption_answer, caption_journal, caption_record, caption_request, caption_run
+from udfs import caption_answer, caption_journal, caption_record, caption_request, caption_run, reject
 from udfs.caption_budget import Price, settle
-from udfs.caption_call import Reply, Usage
+from udfs.caption_call import CODES, Reply, Usage
 from udfs.caption_journal import Journal, Place
 from udfs.caption_record import Record, Terms
 from udfs.caption_request import Prompt, Request
@@ -498,3 +498,7 @@ def test_ten_thousand_rows_need_no_more_memory_than_two_thousand(wave: str) -> N
             late = max(late, process.memory_info().rss)
     assert count == 10_000
     assert late - early < 16 * 2**20  # the answers alone are 50 MB, the images 1 GB
+
+
+def test_no_code_of_a_reply_is_mistaken_for_a_reject_but_the_one_that_is_meant() -> None:
+    assert CODES.keys() & reject.CODES.keys() == {"prohibited"}

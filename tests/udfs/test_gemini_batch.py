@@ -18,7 +18,7 @@ from udfs import caption_answer
 from udfs.caption_call import Reply
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, most_usage
-from udfs.gemini_batch import PAGE, BatchFault, GeminiBatch, Part, body, write_parts
+from udfs.gemini_batch import PAGE, BatchFault, GeminiBatch, Job, Part, body, write_parts
 
 KEY = "AIzaSyCANARY-0123456789_abcdefghijklmno"
 OPTIONS = {
@@ -81,7 +81,7 @@ def test_a_batch_has_the_replies_of_the_online_path_for_the_same_answers(bench: 
 
     before = bench.run(online())
     (part,) = write_parts(rows, OPTIONS, tmp_path)
-    collected = bench.run(bench.batch.collect(bench.submit(part), part))
+    collected = bench.run(bench.batch.collect(bench.submit(part), part.most))
     assert collected is not None and (collected.state, collected.missing) == ("SUCCEEDED", ())
     differ = []
     for name, reply, (request, _, _) in zip(named, before, rows, strict=True):
@@ -120,18 +120,18 @@ def test_files_are_bounded_in_rows_and_bytes_and_named_by_their_keys(tmp_path: P
     for folder in folders:
         folder.mkdir()
     by_rows = list(write_parts(rows, OPTIONS, folders[0], rows=4))
-    assert [len(part.keys) for part in by_rows] == [4, 4, 2]
+    assert [len(part.most) for part in by_rows] == [4, 4, 2]
     assert [json.loads(line)["key"] for part in by_rows for line in part.path.read_text().splitlines()] == [
         request.key for request, _, _ in rows
     ]
     line = by_rows[0].path.stat().st_size // 4
     by_bytes = list(write_parts(rows, OPTIONS, folders[1], size=3 * line + 20))
-    assert [len(part.keys) for part in by_bytes] == [3, 3, 3, 1] and all(part.path.stat().st_size <= 3 * line + 20 for part in by_bytes)
+    assert [len(part.most) for part in by_bytes] == [3, 3, 3, 1] and all(part.path.stat().st_size <= 3 * line + 20 for part in by_bytes)
     single = list(write_parts(rows, OPTIONS, folders[2], size=1))
-    assert [len(part.keys) for part in single] == [1] * 10
+    assert [len(part.most) for part in single] == [1] * 10
     again = next(write_parts(reversed(rows[:4]), OPTIONS, folders[2], rows=4))
     assert again.name == by_rows[0].name != by_rows[1].name
-    assert next(write_parts(rows[:4], OPTIONS, folders[2], round_=1)).name != again.name
+    assert next(write_parts(rows[:4], OPTIONS, folders[2], purpose="again")).name != again.name
     assert list(write_parts([], OPTIONS, folders[2])) == []
 
 
@@ -152,10 +152,11 @@ def test_the_intent_is_noted_before_the_job_is_created(bench: Bench, tmp_path: P
 
     with pytest.raises(SystemExit, match=part.name):
         bench.run(bench.batch.submit(part, killed))
-    assert bench.run(bench.batch.find(part.name)) is None  # the restart knows of the intent, and that no job came of it
+    assert bench.run(bench.batch.find([part.name])) == {part.name: []}  # the restart knows of the intent, and that no job came of it
 
 
 def test_a_job_is_found_behind_many_pages_and_of_two_the_first_counts(bench: Bench, tmp_path: Path) -> None:
+    bench.server.order(batch_polls=20)
     first = bench.submit(part := next(write_parts(asked(1), OPTIONS, tmp_path)))
 
     async def others() -> str:
@@ -165,8 +166,8 @@ def test_a_job_is_found_behind_many_pages_and_of_two_the_first_counts(bench: Ben
         return str((await client.batches.create(model="m", src="files/up0", config={"display_name": part.name})).name)
 
     second = bench.run(others())
-    assert bench.run(bench.batch.find(part.name)) == first
-    assert bench.run(bench.batch.state(second)) == "CANCELLED"
+    assert [job.name for job in bench.run(bench.batch.find([part.name]))[part.name]] == [first, second]
+    assert bench.run(bench.batch.find([part.name]))[part.name] == [Job(first, "RUNNING"), Job(second, "CANCELLED")]
 
 
 @pytest.mark.parametrize(
@@ -176,13 +177,13 @@ def test_what_a_job_left_out_is_asked_again_alone(bench: Bench, tmp_path: Path, 
     rows = {row[0].key: row for row in asked(10)}
     bench.server.order(batch_end=end, batch_done=done)
     (part,) = write_parts(rows.values(), OPTIONS, tmp_path)
-    collected = bench.run(bench.batch.collect(bench.submit(part), part))
+    collected = bench.run(bench.batch.collect(bench.submit(part), part.most))
     assert collected is not None and collected.state == end
     assert list(collected.replies) == [f"key-{number}" for number in range(answered)]
     assert collected.missing == tuple(f"key-{number}" for number in range(answered, 10))
     bench.server.order(batch_end="SUCCEEDED")
-    (again,) = write_parts((rows[key] for key in collected.missing), OPTIONS, tmp_path, round_=1)
-    rest = bench.run(bench.batch.collect(bench.submit(again), again))
+    (again,) = write_parts((rows[key] for key in collected.missing), OPTIONS, tmp_path, purpose="again")
+    rest = bench.run(bench.batch.collect(bench.submit(again), again.most))
     assert rest is not None and rest.missing == ()
     assert {**collected.replies, **rest.replies}.keys() == rows.keys()
     assert set(bench.server.counts()["by_image"].values()) == {1}  # nothing was answered twice
@@ -191,12 +192,13 @@ def test_what_a_job_left_out_is_asked_again_alone(bench: Bench, tmp_path: Path, 
 
 
 def test_a_job_that_has_not_ended_gives_nothing_yet(bench: Bench, tmp_path: Path) -> None:
-    bench.server.order(batch_polls=3)
+    bench.server.order(batch_polls=4)
     (part,) = write_parts(asked(1), OPTIONS, tmp_path)
     job = bench.submit(part)
-    assert bench.run(bench.batch.state(job)) == "RUNNING"
-    assert bench.run(bench.batch.collect(job, part)) is None
-    assert bench.run(bench.batch.collect(job, part)) is not None
+    assert bench.run(bench.batch.collect(job, part.most)) is None
+    assert bench.run(bench.batch.find([part.name])) == {part.name: [Job(job, "RUNNING")]}
+    assert bench.run(bench.batch.collect(job, part.most)) is None
+    assert bench.run(bench.batch.collect(job, part.most)) is not None
 
 
 def test_odd_lines_of_results_are_missing_and_of_two_the_first_counts() -> None:
@@ -216,7 +218,7 @@ def test_odd_lines_of_results_are_missing_and_of_two_the_first_counts() -> None:
 def test_a_call_that_fails_says_how_without_the_key(bench: Bench, tmp_path: Path) -> None:
     (part,) = write_parts(asked(1), OPTIONS, tmp_path)
     with pytest.raises(BatchFault) as unknown:
-        bench.run(bench.batch.state("batches/nothing"))
+        bench.run(bench.batch.collect("batches/nothing", {}))
     assert (unknown.value.reply.code, unknown.value.reply.usage) == ("no_such_model", None)
     with GeminiServer() as elsewhere:
         bench.server.order(upload_elsewhere=True, elsewhere=elsewhere.url + "/upload/v1/files")

@@ -1,0 +1,130 @@
+"""Batch mode in a real lake: jobs of the fake service are sent by workers, watched, collected and landed; killed, they are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import functions as F
+
+from conf.section import Mistake
+from conf.settings import Settings
+from jobs import caption, caption_jobs, caption_ledger, forget, ingest
+from jobs.lake import Lake
+from tests.jobs.conftest import MakeSettings
+from tests.servers.gemini_server import GeminiServer
+
+IMAGES = 12
+MakeLake = Callable[[Settings], Lake]
+Make = Callable[..., Settings]
+TEXTS = ("hex(image_id)", "kind", "part", "text", "tokens", "request")
+
+
+@pytest.fixture
+def server() -> Iterator[GeminiServer]:
+    with GeminiServer({}) as started:
+        yield started
+
+
+@pytest.fixture
+def make(images: Path, make_settings: MakeSettings, server: GeminiServer) -> Make:
+    def made(budget: float = 5.0, engine: str = "gemini-batch", **batch: Any) -> Settings:
+        # a variable that the workers' JVM has had from its start
+        flash = {"engine": engine, "model": "gemini-3.8-flash", "key": {"environment": "HOME"}, "base_url": server.url}
+        flash |= {"media_resolution": "low", "max_output_tokens": 2048, "timeout_seconds": 5.0}
+        flash["batch"] = {"rows": 5, "poll_seconds": 0.05} | batch
+        return make_settings(
+            captions={"budget_usd": budget, "captioners": {"flash": flash}, "tiers": [{"name": "all", "captioner": "flash"}]}
+        )
+
+    return made
+
+
+@pytest.fixture
+def lake(make: Make, make_lake: MakeLake) -> Lake:
+    lake = make_lake(make())
+    ingest.run(lake, make())
+    return lake
+
+
+def bill(lake: Lake) -> int:
+    found = lake.read("caption_calls").agg(F.sum("nano_usd").alias("nano")).first()
+    assert found is not None
+    return int(found["nano"] or 0)
+
+
+def test_batch_mode_gives_the_rows_of_the_online_path_at_half_the_price_also_where_jobs_end_halfway(
+    lake: Lake, make: Make, server: GeminiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.order(batch_end="PARTIALLY_SUCCEEDED", batch_done=0.6, batch_polls=2)
+    caption.run(lake, make(rounds=1))
+    said = capsys.readouterr().out
+    assert "12/12 images, round 1: 12 requests" in said and "requests that no job answered" in said
+    left = {row["detail"] for row in lake.read("rejects").where("code = 'not_captioned' AND NOT permanent").collect()}
+    some = lake.read("captions").select("image_id").distinct().count()
+    assert left == {"no_reply: no job answered it"} and 0 < some < IMAGES
+    server.order(batch_end="SUCCEEDED")
+    caption.run(lake, make())
+    assert f"{IMAGES - some}/{IMAGES - some} images, round 1: {IMAGES - some} requests" in capsys.readouterr().out
+    assert set(server.counts()["by_image"].values()) == {1}, "none is asked twice"
+    version = lake.version("captions")
+    caption.run(lake, make())
+    assert "tier all: nothing to do" in capsys.readouterr().out and lake.version("captions") == version
+    billed, half = server.counts()["batch_billed"], bill(lake)
+    assert half == pytest.approx(375 * (billed["prompt"] + billed["image"]) + 1_875 * (billed["output"] + billed["thoughts"]), abs=IMAGES)
+    batched = {tuple(row) for row in lake.read("captions").selectExpr(*TEXTS).collect()}
+
+    # the same tier online is another engine: its rows are asked of the journal, which has every answer
+    before = server.counts()["requests"]
+    caption.run(lake, make(engine="gemini"))
+    online = {tuple(row) for row in lake.read("captions").where("engine = 'gemini'").selectExpr(*TEXTS).collect()}
+    assert online == batched and server.counts()["requests"] == before and bill(lake) == half
+
+    (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
+    name = bytes(victim["image_id"]).hex()
+    assert caption_ledger.holding(lake, frozenset({name}))
+    forget.run(lake, make(), images=[name])
+    assert not caption_ledger.holding(lake, frozenset({name})) and caption_ledger.settle_all(lake, make(), "test") == half
+    assert not [path for path in Path(lake.area("_captions").removeprefix("file://")).rglob("*") if name in path.name]
+
+
+def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice(
+    lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> int:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(caption_jobs, "finish", killed)
+        caption.run(lake, make())
+    sent = server.counts()["others"]
+    assert lake.read("captions").isEmpty() and sent > 0
+    caption.run(lake, make())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+    assert set(server.counts()["by_image"].values()) == {1} and "round 1" not in capsys.readouterr().out
+    assert not list(Path(lake.area("_captions").removeprefix("file://")).rglob("*.jobs"))
+
+
+def test_an_answer_that_is_refused_is_asked_once_more_in_the_next_round(lake: Lake, make: Make, server: GeminiServer) -> None:
+    server.order(queue=["caption_wrong_schema"])
+    caption.run(lake, make())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+    assert sorted(server.counts()["by_image"].values()) == [1] * (IMAGES - 1) + [2] and lake.read("caption_calls").count() == IMAGES + 1
+
+
+def test_the_budget_holds_and_a_service_that_sends_workers_elsewhere_ends_the_stage(
+    lake: Lake, make: Make, server: GeminiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption.run(lake, make(budget=0.000001))
+    assert "12 images wait" in capsys.readouterr().out and server.counts()["others"] == 0
+    server.order(upload_elsewhere=True, elsewhere=f"{server.url}/upload/v1/files")
+    with pytest.raises(Mistake, match="gemini-batch stopped the job: upload: redirected"):
+        caption.run(lake, make())
+    server.order(upload_elsewhere=False)
+    caption.run(lake, make())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
