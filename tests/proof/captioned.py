@@ -24,7 +24,7 @@ from PIL import Image
 from pyspark.sql import functions as F
 
 from conf.settings import Settings, load_prices
-from jobs import caption_paid, caption_rows
+from jobs import caption_paid, caption_plan, caption_rows
 from jobs.lake import Lake
 from tests.cluster.conftest import ROOT
 from tests.servers.gemini_server import GeminiServer
@@ -98,8 +98,8 @@ class Books:
 
     def __init__(self, lake: Lake, settings: Settings, server: GeminiServer) -> None:
         self.lake, self.settings, self.server = lake, settings, server
-        (self._tier,) = settings.captions.tiers
-        worker = caption_rows.of_worker(settings, self._tier)
+        (self.tier,) = settings.captions.tiers
+        worker = caption_rows.of_worker(settings, self.tier)
         schema = caption_answer.schema(worker.parts)
         first = caption_request.render(b"", worker.prompt, schema, worker.options)
         self._first = hashlib.sha256(f"{first.system}\n{first.prompt}".encode()).hexdigest()
@@ -190,7 +190,7 @@ def judge(books: Books) -> dict[str, Any]:
     answers, repairs = (len({one.key for one in good if one.repair is repair}) for repair in (False, True))
     assert counts["requests"] == sum(asked.values()) <= answers + injected + repairs + room
     assert len(records) == summed["calls"] <= counts["requests"] <= summed["calls"] + room
-    worst = caption_paid.bill(books.settings, books._tier, 0).worst
+    worst = caption_plan.bill(books.settings, books.tier, 0).worst
     assert bill <= summed["nano"] + sum(lost.values()) * worst
     attempts = [one for wave in books.waves() for one in caption_wave.read_wave(lake.opener, wave).attempts.values()]
     return {
