@@ -3,6 +3,7 @@
     _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
     _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins; of Batch mode also how to find its jobs
     _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_batch.py), until it is settled
+    _captions/RUN/000003.calls/...        a copy of a settled wave's journal in few files, for `known`: parts are many; `forget` drops it
     _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
 
 The rule of the cap and its proof stand in udfs/caption_budget.py.
@@ -15,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
@@ -28,6 +30,7 @@ from udfs import caption_budget, caption_journal, caption_record, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
+IN_ONE, A_FILE = ".calls", 50_000  # calls of a file, about
 MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
 LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
@@ -81,10 +84,11 @@ def told_spent(lake: Lake) -> str:
 
 
 def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
-    """What a settled wave counts as, its calls and where its journal lies; None: it is not settled."""
+    """What a settled wave counts as, its calls, where its journal lies, and whether a copy in one piece does; None: it is not settled."""
     place = folder(lake, wave.run, wave.number)
     try:
-        return json.loads(lake.opener.read(f"{place}.settled.json")) | {"journal": place}
+        told = json.loads(lake.opener.read(f"{place}.settled.json"))
+        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/_SUCCESS")}
     except Reject as reject:
         if reject.code != "missing":
             raise
@@ -99,14 +103,25 @@ def holding(lake: Lake, images: frozenset[str]) -> list[str]:
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
 
 
+def blot(lake: Lake, parts: list[str], images: frozenset[str]) -> None:
+    """URIs of `holding` -> the journal without its records of the images; what they have cost stays."""
+    for place in {part.rpartition("/")[0].rpartition("/")[0] for part in parts}:
+        lake.opener.delete(f"{place}{IN_ONE}")
+    for part in parts:
+        caption_wave.blot(lake.opener, part, images)
+
+
 def known(lake: Lake) -> DataFrame | None:
     """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
     with ThreadPoolExecutor(8) as pool:
-        settled = list(pool.map(lambda wave: _settled(lake, wave), _waves(lake)))
-    places = [hadoop(one["journal"]) for one in settled if one is not None and one["calls"]]
-    if not places:  # Spark refuses to read none
+        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), _waves(lake)) if one is not None and one["calls"]]
+    parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
+    copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
+    read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
+    read += [lake.spark.read.parquet(*copies)] if copies else []
+    if not read:
         return None
-    rows = _records(lake, places)
+    rows = reduce(DataFrame.unionByName, read)
     one = F.struct(*[field for field in rows.columns if field != "part"])
     told = rows.groupBy("image_id").agg(F.to_json(F.collect_list(one)).alias("known"))
     return told.select(F.unhex("image_id").alias("image_id"), "known")
@@ -164,6 +179,7 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
             lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
+        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + calls // A_FILE), f"{place}{IN_ONE}")
     lake.opener.write(f"{place}.settled.json", json.dumps({"nano_usd": nano, "calls": calls}).encode())
     lake.opener.delete(f"{place}.jobs")
     return nano

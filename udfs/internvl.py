@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -202,3 +203,10 @@ def check(folder: str | Path) -> None:
     kind = json.loads(config.read_text()).get("model_type")
     if kind != "internvl":
         raise ValueError(f"internvl {folder}: model_type is {kind!r}, expected 'internvl'; take the checkpoint whose name ends in -hf")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m udfs.internvl FOLDER (prints the hash that a captioner's local.sha256 pins)")
+    check(sys.argv[1])
+    print(folder_hash(sys.argv[1]))

@@ -90,6 +90,7 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     spent = caption_ledger.settle_all(lake, settings(), "test")
     forget.run(lake, settings(), images=[bytes(victim["image_id"]).hex()])
     parts = [path for path in Path(settings().lake.root).rglob("*.jsonl") if "_captions" in path.parts]
+    assert len(list(Path(settings().lake.root).rglob("*.calls"))) == 1  # of two waves' the one that does not hold it
     assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
     assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
     assert caption_wave.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
