@@ -118,7 +118,7 @@ class Books:
     def waves(self) -> list[str]:
         """URIs of their journals."""
         area = self.lake.area("_captions")
-        return [f"{area}/{run}/{wave}" for run in self.lake.folders(area) for wave in self.lake.folders(f"{area}/{run}")]
+        return [f"{area}/{run}/{wave}" for run in self.lake.folders(area) for wave in self.lake.folders(f"{area}/{run}") if wave.isdigit()]
 
     def records(self) -> list[Record]:
         """Every call in the journal."""
