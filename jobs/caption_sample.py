@@ -11,10 +11,8 @@ from pyspark.sql import functions as F
 
 from conf.captions import COMPARED, Tier
 from conf.settings import Settings
-from jobs import caption_rows, deny_lists, rejects
+from jobs import caption_rows, deny_lists, facts, rejects
 from jobs.lake import Lake
-
-JOINED = " + "  # between the fingerprints of those that are compared
 
 
 def tiers(settings: Settings) -> tuple[Tier, ...]:
@@ -29,7 +27,7 @@ def tiers(settings: Settings) -> tuple[Tier, ...]:
 def fingerprints(settings: Settings) -> str:
     """-> the fingerprints of the captioners that are compared, as one text; "" for fewer than two, who cannot disagree."""
     told = sorted({caption_rows.fingerprint(settings, tier) for tier in tiers(settings)})
-    return JOINED.join(told) if len(told) > 1 else ""
+    return facts.JOINED.join(told) if len(told) > 1 else ""
 
 
 def images(lake: Lake) -> DataFrame:
