@@ -58,9 +58,8 @@ def wanted(lake: Lake, settings: Settings, allowed: DataFrame) -> DataFrame | No
     if not (asked := tiers(settings)):
         return None
     drawn = sample(lake, settings, allowed).join(prohibited(lake), "image_id", "left_anti")
-    told = [
-        F.struct(F.lit(tier.name).alias("tier"), F.lit(caption_rows.fingerprint(settings, tier)).alias("fingerprint")) for tier in asked
-    ]
+    by = {caption_rows.fingerprint(settings, tier): tier.name for tier in reversed(asked)}  # two that ask the same are one
+    told = [F.struct(F.lit(name).alias("tier"), F.lit(fingerprint).alias("fingerprint")) for fingerprint, name in by.items()]
     return drawn.select("image_id", F.explode(F.array(*told)).alias("one")).select("image_id", "one.*")
 
 
