@@ -27,7 +27,7 @@ lint: env ## ruff, mypy and the import contracts
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports
 
-bench: java env jars weights ## the published ratios: embed and feed against bare loops, a step against DDP, memory, the empty run (an hour)
+bench: java env jars weights ## the published ratios: embed, feed and captioning against bare loops, a step against DDP, memory, the empty run (an hour)
 	@$(PY) -m benchmarks.run
 
 bench-peers: java env jars weights .cache/peers/.synced ## embed against Daft, Ray Data and a bare loop (half an hour)

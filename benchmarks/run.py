@@ -1,6 +1,6 @@
 """The published figures: embed and training against bare loops, where the time goes, memory, cost an image, the empty run.
 
-    python -m benchmarks.run [--parts tower,pipeline,scale,linear,decode,phases,empty,feed,step] [--repeats 3] [--workers 2] [--quick]
+    python -m benchmarks.run [--parts tower,pipeline,scale,linear,decode,phases,empty,feed,step,caption] [--repeats 3] [--workers 2] [--quick]
 
 Prints Markdown and writes benchmarks/results/DATE.md, or DATE-PARTS.md (and .json, every single measurement). Each measurement is a process of its
 own (benchmarks/measure.py); the pipelines take turns. Embed's ratio is of slopes between two sizes, so that start-up stands apart; the
@@ -14,6 +14,7 @@ hour for feed and step. Parts:
     empty      the second run of the whole main job on the demo's lake (`make demo` first)
     feed       training.feed against raw pyarrow, petastorm's thread pool and torch's DataLoader
     step       training.loop, ZeRO 0 to 3, against bare DistributedDataParallel, 2 ranks
+    caption    a task of paid captioning against the bare SDK, its pace, its memory, and a server's hidden limit (ten minutes)
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import decode_part, feed_part, linear_part, pictures, results, step_part
+from benchmarks import caption_part, decode_part, feed_part, linear_part, pictures, results, step_part
 from benchmarks.bench import CACHE, ROOT, Bench, Part, keep, machine, work_folder
 
 TOWER = Part("tower", "clip-vit-b-16-demo", (32, 128))
 PIPELINE = Part("pipeline", "colour-grid", (200, 2000), pictures.TWO_MEGAPIXELS)
 SCALE = Part("scale", "colour-grid", (300, 6000), pictures.SMALL)
 QUICK = {"tower": (4, 8), "pipeline": (4, 8), "scale": (8, 16)}
-PARTS = ("tower", "pipeline", "scale", "linear", "decode", "phases", "empty", "feed", "step")
-TRAINING = {"feed": feed_part.measure, "step": step_part.measure}
+PARTS = ("tower", "pipeline", "scale", "linear", "decode", "phases", "empty", "feed", "step", "caption")
+OTHERS = {"feed": feed_part.measure, "step": step_part.measure, "caption": caption_part.measure}
 CONFIG = "conf/demo.yaml"  # of the empty run
 
 
@@ -125,9 +126,9 @@ def measure(bench: Bench, told: argparse.Namespace) -> tuple[str, dict[str, Any]
     if "empty" in told.parts:
         more, figures = of_empty(bench)
         texts, raw = texts + more, raw | figures
-    for name, part_of_training in TRAINING.items():
+    for name, part_of in OTHERS.items():
         if name in told.parts:
-            more, raw[name] = part_of_training(bench.measured, bench.work, CACHE, repeats, told.quick)
+            more, raw[name] = part_of(bench.measured, bench.work, CACHE, repeats, told.quick)
             texts += more
     return "\n\n".join(texts) + "\n", raw
 

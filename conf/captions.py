@@ -100,6 +100,9 @@ class Captions(Frozen):
     prompt: str = "studbook-1"  # a file in conf/prompts, or the path of one
     prices: str = "prices"  # a file in conf/, or the path of one
     budget_usd: Usd = 0.0  # of all paid calls of this lake, ever; 0: no paid call is made
+    # seconds: a task whose journal could not be written for so long asks no more; for one that was killed a start waits half as long again
+    lease_seconds: Annotated[int, Field(ge=2)] = 60
+    share: Literal["none", "near"] = "none"  # near: near-duplicates of one tier get the captions of one of them (jobs/shared_captions.py)
     tokenizer: str = STAND_IN  # a folder with a tokenizer.json (the text encoder's own), or the stand-in
     tokenizer_sha256: str | None = None
     captioners: dict[Name, Captioner] = {"tags": Captioner(engine="tags")}

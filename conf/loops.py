@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from conf.captions import Part
 from conf.section import Device, Frozen, Name, Positive, Precision, Share
 
 
@@ -124,3 +125,36 @@ class TrainDiffusion(Loop):
         if self.mix is not None and self.captions:
             raise ValueError(f"captions: given {dict(self.captions)} beside mix {self.mix}, which says itself how often each kind is taken")
         return self
+
+
+class TrainCaptioner(Loop):
+    """InternVL on the captions that others gave, by adapters. `pretrained` is a local folder of transformers' layout, such as InternVL3-8B-hf."""
+
+    class Lora(Frozen):
+        rank: Positive = 16
+        alpha: Positive = 32
+        layers: tuple[str, ...] = Field(  # linear layers whose names end so ...
+            default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+        )
+        within: tuple[Literal["language_model", "vision_tower", "multi_modal_projector"], ...] = Field(  # ... in these parts of the model
+            default=("language_model",), min_length=1
+        )
+
+    model: Name = "captioner"
+    epochs: Positive = 1
+    rows_per_step: Positive = 64
+    micro_batch: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    pretrained: str | None = None
+    lora: Lora = Lora()
+    checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, a third more FLOPs
+    # whose captions: how their fingerprint (engine:model:prompt:digest) begins, the first preferred
+    teachers: tuple[str, ...] = Field(default=("gemini", "openai"), min_length=1)
+    parts: tuple[Part, ...] = Field(default=("short", "medium", "long", "style", "tags", "ocr"), min_length=1)  # of an answer
+    notes: Share = 0.5  # share of the rows whose request tells tags and alt text, where there are any
+    max_tiles: Positive = 12  # of a picture, each 256 tokens; and a small one of the whole beside more than one
+    most_tokens: Positive = 8_192  # of prompt, picture and answer; a longer row is left out and counted
+    held_out: Positive = 64  # rows of the bucket held_out for the loss ...
+    generated: Annotated[int, Field(ge=0)] = 16  # ... and of them for whole answers
+    most_output: Positive = 1_024  # tokens of such an answer

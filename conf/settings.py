@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from conf.build import Export, Ingest, Label, Lake, Limits, Mlflow, Report, Select, Spark, Store, Training, Waves
 from conf.captions import Captions, CompareCaptioners, Prices, PromptFile
 from conf.enrichment import Calibrate, Classify, ClassLabels, Deny, Detector, Embed, Encoder, Flags, Score, Styles
-from conf.loops import TrainClassifier, TrainDiffusion, TrainScorer
+from conf.loops import TrainCaptioner, TrainClassifier, TrainDiffusion, TrainScorer
 from conf.section import Frozen, Mistake
 
 HERE = Path(__file__).parent
@@ -57,6 +57,7 @@ class Settings(Frozen):
     deny: Deny = Deny()
     captions: Captions = Captions()
     compare_captioners: CompareCaptioners = CompareCaptioners()
+    train_captioner: TrainCaptioner = TrainCaptioner()
     select: Select
     export: Export
     report: Report

@@ -30,6 +30,7 @@ from jobs import (
     embedding,
     progress,
     rejects,
+    shared_captions,
     waves,
 )
 from jobs.caption_rows import NAME
@@ -51,17 +52,41 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
     lake, (free, paid) = stage.lake, split(settings, tiers)
+    leaders = _leaders(stage, settings, tiers)
     number = 0
     if free:
-        pending = caption_tiers.pending(lake, settings).where(F.col("tier").isin(free))
+        pending = _asked(lake, settings, leaders).where(F.col("tier").isin(free))
         plan = stage.plan(*ordered(lake, settings, pending, tiers))
         if plan.rows or not paid:
             stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
         number = max(plan.waves, default=-1) + 1
     for tier in paid:
         asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
-        pending = caption_tiers.pending(lake, settings)  # asked anew: what the last one was told is prohibited is shown to no other
+        pending = _asked(lake, settings, leaders)  # anew: what the last one was told is prohibited is shown to no other
         number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
+    if leaders is not None:
+        led = shared_captions.led(lake, settings, caption_tiers.pending(lake, settings), leaders)
+        copied = stage.freeze(shared_captions.staged(lake, settings, led), "shared")
+        if (count := copied.count()) > 0:
+            stage.run_whole(copied, number)
+            print(f"{NAME}: {count} near-duplicates got the captions of the image that leads them", flush=True)
+
+
+def _leaders(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> DataFrame | None:
+    """-> who leads whom, found once a run; None where captions are not shared: by the config, and of a comparison."""
+    if settings.captions.share == "none" or tiers != settings.captions.tiers:
+        return None
+    return stage.freeze(shared_captions.leaders(stage.lake, settings), "leaders")
+
+
+def _asked(lake: Lake, settings: Settings, leaders: DataFrame | None) -> DataFrame:
+    """-> (image_id, tier) of those that are pending and get no other image's captions."""
+    pending = caption_tiers.pending(lake, settings)
+    return (
+        pending
+        if leaders is None
+        else pending.join(shared_captions.led(lake, settings, pending, leaders), ["image_id", "tier"], "left_anti")
+    )
 
 
 def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
@@ -84,7 +109,10 @@ def engine_of(settings: Settings, tier: Tier) -> str:
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
     """Prints images, and of paid tiers tokens and money, before anything is sent."""
-    pending, tiers = caption_tiers.pending(lake, settings), caption_tiers.tiers(settings)
+    pending, tiers = (
+        _asked(lake, settings, shared_captions.leaders(lake, settings) if settings.captions.share == "near" else None),
+        caption_tiers.tiers(settings),
+    )
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
     free, paid = split(settings, tiers)
     whole = 0

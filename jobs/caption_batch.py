@@ -26,8 +26,9 @@ ENGINES = ("gemini-batch",)
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
     """As caption_paid.run."""
     lake, one = stage.lake, settings.captions.captioners[tier.captioner]
+    caption_ledger.close_others(lake, stage.run_id, stage.taken_over)
     spent = caption_ledger.settle_all(lake, settings, stage.run_id)
-    rows, total = caption_paid.ordered(stage, settings, tier, pending)
+    rows, total = caption_paid.ordered(stage, settings, tier, pending, first)
     if total == 0:
         print(f"caption: tier {tier.name}: nothing to do", flush=True)
         return first
@@ -40,7 +41,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.worst, attempts, min(one.batch.rows * one.batch.jobs, total - at))
         if many == 0:
-            caption_paid.tell_that_they_wait(settings, tier, total - at, left, told.worst * attempts)
+            caption_paid.tell_that_they_wait(tier, total - at, left, told.worst * attempts)
             return number
         mine = rows.where((F.col("at") >= at) & (F.col("at") < at + many)).drop("known")
         for asked_again in range(one.batch.rounds):

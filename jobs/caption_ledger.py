@@ -3,6 +3,7 @@
     _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
     _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins; of Batch mode also how to find its jobs
     _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_batch.py), until it is settled
+    _captions/RUN/000003.calls/...        a copy of a settled wave's journal in few files, for `known`: parts are many; `forget` drops it
     _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
 
 The rule of the cap and its proof stand in udfs/caption_budget.py.
@@ -13,7 +14,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
@@ -23,12 +26,13 @@ from conf.settings import Settings
 from jobs import caption_jobs
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
-from udfs import caption_budget, caption_journal
+from udfs import caption_budget, caption_journal, caption_record, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
-MARGIN = 30.0  # seconds by which the clocks of driver and workers may differ over a lease
-EVERY = 2.0  # seconds between two looks at attempts that have not ended
+IN_ONE, A_FILE = ".calls", 50_000  # calls of a file, about
+MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
+LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
 
 
@@ -52,6 +56,16 @@ def begin(lake: Lake, wave: Wave) -> str:
     return folder(lake, wave.run, wave.number)
 
 
+def close_others(lake: Lake, run: str, taken_over: str | None) -> None:
+    """No wave of another run asks any more, also none that its driver, taken for dead, begins later. Before anything is settled. run: ours;
+    taken_over: the run of that driver, which may have begun no wave yet.
+    """
+    runs = {taken_over, *lake.folders(lake.area(AREA))} - {None, run}
+    for other in (lake.area(AREA, str(name)) for name in sorted(runs, key=str)):
+        if not lake.opener.exists(f"{other}/{caption_journal.CLOSED}"):
+            caption_journal.close(lake.opener, other)
+
+
 def settle_all(lake: Lake, settings: Settings, run: str) -> int:
     """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
     total = 0
@@ -70,10 +84,11 @@ def told_spent(lake: Lake) -> str:
 
 
 def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
-    """What a settled wave counts as, its calls and where its journal lies; None: it is not settled."""
+    """What a settled wave counts as, its calls, where its journal lies, and whether a copy in one piece does; None: it is not settled."""
     place = folder(lake, wave.run, wave.number)
     try:
-        return json.loads(lake.opener.read(f"{place}.settled.json")) | {"journal": place}
+        told = json.loads(lake.opener.read(f"{place}.settled.json"))
+        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/_SUCCESS")}
     except Reject as reject:
         if reject.code != "missing":
             raise
@@ -82,24 +97,31 @@ def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
 
 def holding(lake: Lake, images: frozenset[str]) -> list[str]:
     """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
-    parts = []
-    for wave in _waves(lake):
-        place = folder(lake, wave.run, wave.number)
-        for partition in lake.folders(place):
-            parts += [entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder]
+    parts = list(_parts(lake))
     with ThreadPoolExecutor(8) as pool:
-        held = pool.map(lambda uri: caption_journal.holds(lake.opener, uri, images), parts)
+        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
         return [uri for uri, mine in zip(parts, held, strict=True) if mine]
+
+
+def blot(lake: Lake, parts: list[str], images: frozenset[str]) -> None:
+    """URIs of `holding` -> the journal without its records of the images; what they have cost stays."""
+    for place in {part.rpartition("/")[0].rpartition("/")[0] for part in parts}:
+        lake.opener.delete(f"{place}{IN_ONE}")
+    for part in parts:
+        caption_wave.blot(lake.opener, part, images)
 
 
 def known(lake: Lake) -> DataFrame | None:
     """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
     with ThreadPoolExecutor(8) as pool:
-        settled = list(pool.map(lambda wave: _settled(lake, wave), _waves(lake)))
-    places = [hadoop(one["journal"]) for one in settled if one is not None and one["calls"]]
-    if not places:
+        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), _waves(lake)) if one is not None and one["calls"]]
+    parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
+    copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
+    read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
+    read += [lake.spark.read.parquet(*copies)] if copies else []
+    if not read:
         return None
-    rows = _records(lake, places)
+    rows = reduce(DataFrame.unionByName, read)
     one = F.struct(*[field for field in rows.columns if field != "part"])
     told = rows.groupBy("image_id").agg(F.to_json(F.collect_list(one)).alias("known"))
     return told.select(F.unhex("image_id").alias("image_id"), "known")
@@ -115,6 +137,14 @@ def summed(lake: Lake) -> DataFrame:
     return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
 
 
+def _parts(lake: Lake) -> Iterator[str]:
+    """-> URIs of the files in the journals."""
+    for wave in _waves(lake):
+        place = folder(lake, wave.run, wave.number)
+        for partition in lake.folders(place):
+            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder)
+
+
 def _waves(lake: Lake) -> list[Wave]:
     found = []
     for run in lake.folders(lake.area(AREA)):
@@ -128,18 +158,19 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
     lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
-    watch = caption_budget.Watch(MARGIN)
+    lease = settings.captions.lease_seconds
+    watch = caption_budget.Watch(MARGIN * lease)
     told = False
     while True:
         began = time.monotonic()
-        seen = caption_journal.read_wave(lake.opener, place)
+        seen = caption_wave.read_wave(lake.opener, place)
         over = watch.over(began, time.monotonic(), seen.attempts)
         if over >= seen.attempts.keys():
             break
         if not told:
             print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
             told = True
-        time.sleep(EVERY)
+        time.sleep(lease / LOOKS)
     nano = lost + sum(caption_budget.settle(one, True) for one in seen.attempts.values())
     for strange in seen.strange:
         if strange.harm:
@@ -148,6 +179,7 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
             lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
+        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + calls // A_FILE), f"{place}{IN_ONE}")
     lake.opener.write(f"{place}.settled.json", json.dumps({"nano_usd": nano, "calls": calls}).encode())
     lake.opener.delete(f"{place}.jobs")
     return nano
@@ -171,11 +203,8 @@ def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
 
 def _records(lake: Lake, places: list[str]) -> DataFrame:
     """Folders of waves, each with an answer part -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    rows = (
-        lake.spark.read.schema(caption_journal.RECORD_SCHEMA)
-        .json([f"{place}/*/*-answers.jsonl" for place in places])
-        .where(F.col("key").isNotNull())
-    )
+    parts = [f"{place}/*/*-answers.jsonl" for place in places]
+    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(parts).where(F.col("key").isNotNull())
     name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
     part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
     return rows.withColumn("part", part)

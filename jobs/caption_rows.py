@@ -59,14 +59,7 @@ def of_worker(settings: Settings, tier: Tier) -> caption_work.Tier:
 
 def rules_of(prompt: PromptFile) -> Rules:
     """What captions under a prompt version must be."""
-    return Rules(
-        {str(part): band for part, band in prompt.bands.items()},
-        prompt.banned,
-        prompt.most_tags,
-        prompt.most_ocr,
-        prompt.language,
-        prompt.contradictions,
-    )
+    return caption_answer.rules(prompt.model_dump())
 
 
 def name_of(one: Captioner) -> str:

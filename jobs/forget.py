@@ -31,7 +31,6 @@ from jobs import artifacts, caption_ledger, caption_page, deny, deny_lists, inge
 from jobs.lake import Lake
 from jobs.lease import Lease, landing
 from jobs.tables import TABLES
-from udfs import caption_journal
 from udfs.opener import to_uri
 from udfs.reject import Reject
 from udfs.traces import Traces
@@ -175,8 +174,7 @@ def _clean_files(lake: Lake, settings: Settings, found: Traces) -> None:
         traces.clean_training(lake, settings, found, folder)
     _tell("folders of trainings", trained)
     bought = caption_ledger.holding(lake, found.ids)
-    for part in bought:
-        caption_journal.blot(lake.opener, part, found.ids)
+    caption_ledger.blot(lake, bought, found.ids)
     _tell("journals of paid captions", bought)
     shown = _pages(lake, settings)
     for page in shown:

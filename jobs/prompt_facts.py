@@ -18,9 +18,10 @@ def gather(lake: Lake, settings: Settings, scores: str) -> DataFrame:
 
     An image's captions are those of one captioner: of the tiers whose captioners have captioned it, the earliest in the config. What a captioner
     wrote that is in no tier, for a comparison, is in no prompt.
-    captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever. NULL: nothing is known.
+    captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever; `ocr` is among them, for captioners
+    that learn from it, and no prompt takes it. NULL: nothing is known.
     """
-    rows = caption_tiers.counting(settings, lake.read("captions")).where(F.col("kind") != "ocr")
+    rows = caption_tiers.counting(settings, lake.read("captions"))
     one = F.struct(F.concat_ws("/", "fingerprint", "kind", "part").alias("id"), "kind", "text")
     known = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
     scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))

@@ -24,6 +24,8 @@ DEFAULTS = {
     "spark.sql.parquet.compression.codec": "zstd",
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.showConsoleProgress": "false",
+    # Spark's own, and what a worker's environment is given: the event log and the UI would tell a captioner's key
+    "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|executorEnv",
 }
 LOG4J = (Path(__file__).parent / "log4j2.properties").as_uri()
 ARCHIVE = "classes.jsa"  # beside the Delta jars, by jobs/archive_classes.py

@@ -44,6 +44,7 @@ class Stage:
     def __init__(self, lake: Lake, name: str, settings: Settings, tables: Mapping[str, Projection], lease: Lease, run: str) -> None:
         self.lake, self.name, self.run_id = lake, name, run
         self._waves, self._tables, self._lease = settings.waves, tables, lease
+        self.taken_over = lease.taken_over  # the run of the holder that was dead
 
     def freeze(self, rows: DataFrame, name: str) -> DataFrame:
         """Rows computed once and kept for this run: what is planned from a UDF's output would run it again for every use."""
@@ -109,7 +110,7 @@ class Stage:
     def recover(self) -> None:
         """Lands the complete waves of earlier runs, deletes the rest; fences the run whose lease was taken over."""
         dead = set(self.lake.folders(self.lake.area("_staging", self.name)))
-        for run in sorted(dead | {self._lease.taken_over or self.run_id} - {self.run_id}):
+        for run in sorted(dead | {self.taken_over or self.run_id} - {self.run_id}):
             waves = self._complete_waves(run)
             for wave in waves:
                 self._land(run, wave)

@@ -78,14 +78,14 @@ def teach(folder: Path, asked: Sequence[tuple[Request, bytes]], answer: str, ste
     from transformers import InternVLForConditionalGeneration
 
     from tests.odd_images import LIMITS
-    from udfs import internvl
+    from udfs import internvl_prompt
 
-    how = internvl.How(str(folder), internvl.folder_hash(folder), max_tiles=1)
-    processor = internvl._load(how.folder, how.sha256, how.device, how.precision).model
-    said = processor.processor.tokenizer(answer + "<|im_end|>", return_tensors="pt")["input_ids"][0]
-    module = InternVLForConditionalGeneration.from_pretrained(folder)
-    best = torch.optim.Adam(module.parameters(), 5e-3)
-    ready = [internvl._prepare(processor, 0, request, data, LIMITS, how) for request, data in asked]
+    reader, module = internvl_prompt.load_reader(folder), InternVLForConditionalGeneration.from_pretrained(folder)
+    said = torch.tensor(internvl_prompt.answer_tokens(reader, answer))
+    best, tiling = torch.optim.Adam(module.parameters(), 5e-3), internvl_prompt.Tiling(1, 1)
+    ready = [
+        internvl_prompt.prepare(reader, 0, internvl_prompt.write_chat(reader, request), data, LIMITS, tiling) for request, data in asked
+    ]
     for step in range(steps):
         one = ready[step % len(ready)]
         tokens = torch.cat([one.tokens, said])[None]

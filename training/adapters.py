@@ -30,15 +30,15 @@ def add_adapters(transformer: Any, lora: TrainDiffusion.Lora) -> torch.nn.Module
     return transformer
 
 
-def match(transformer: torch.nn.Module, layers: tuple[str, ...]) -> dict[str, torch.nn.Linear]:
+def match(transformer: torch.nn.Module, layers: tuple[str, ...], section: str = "train_diffusion") -> dict[str, torch.nn.Linear]:
     """-> the linear layers whose names end with one of `layers`. Raises Mistake, with some real names, for an end that matches none."""
     import torch
 
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
     ends = {end: {name for name in linear if name == end or name.endswith(f".{end}")} for end in layers}
     if unmatched := [end for end, names in ends.items() if not names]:
-        kinds = sorted({re.sub(r"^\w+_blocks\.\d+\.", "", name) for name in linear})
-        raise Mistake(f"train_diffusion.lora.layers: given {unmatched}, which no linear layer ends with; the model's are {kinds}")
+        kinds = sorted({re.sub(r"^(?:\w+\.)*?\w+\.\d+\.", "", name) for name in linear})
+        raise Mistake(f"{section}.lora.layers: given {unmatched}, which no linear layer ends with; the model's are {kinds}")
     wanted = set().union(*ends.values())
     return {name: module for name, module in linear.items() if name in wanted}
 

@@ -34,7 +34,7 @@ def choose(raw_json: bytes, image_id: bytes, seed: int, epoch: int, shares: Mapp
     """[{"id": "...", "kind": "short", "text": "..."}, ...] as UTF-8 JSON -> one of the texts, "" in `no_text` of the cases or when there is none to take.
 
     With `shares` a kind is drawn by its share among the kinds that the image has, then one of its texts; kinds that are not in
-    `shares` are not taken. Without, all texts are alike. The order of the list does not matter.
+    `shares` are not taken. Without, all texts are alike, but for OCR: a text in the picture is no caption of it. The order of the list does not matter.
     """
     return choose_from(read(raw_json, image_id), image_id, seed, epoch, shares, no_text)
 
@@ -67,6 +67,8 @@ def choose_from(captions: list[Caption], image_id: bytes, seed: int, epoch: int,
     if shares:
         kind = _pick_kind(sorted({c.kind for c in captions} & set(shares)), shares, kind_at)
         captions = [c for c in captions if c.kind == kind]
+    else:
+        captions = [c for c in captions if c.kind != "ocr"]
     texts = sorted(captions)
     return texts[int(text_at * len(texts))].text if texts else ""
 

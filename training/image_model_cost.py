@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from conf.loops import TrainDiffusion
-from training import adapters
+from training import adapters, zero_memory
 from training.image_model import GRID_PIXELS, TINY, TINY_CONFIGS, VAE, check_grid, folder_of
+from training.zero_memory import GIB, many
 
-WORLDS = (1, 8, 64)
 REGISTERS = 8  # tokens that AuraFlow puts before the text
-GIB = 2**30
 
 Configs = Mapping[str, Mapping[str, Any]]
 
@@ -110,21 +109,10 @@ def count_flops(run: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def memory(sizes: Sizes, precision: str, ema: bool, stage: int, world: int) -> float:
-    """-> bytes a rank, by `formula`."""
-    word, master = (2, 4) if precision == "bf16" else (4, 4 if stage else 0)
-    weights, gradients = word * sizes.parameters, word * sizes.trained
-    state = (master + 8 + (4 if ema else 0)) * sizes.trained
-    return weights / (world if stage == 3 else 1) + gradients / (world if stage >= 2 else 1) + state / (world if stage >= 1 else 1)
-
-
 def formula(sizes: Sizes, precision: str, ema: bool) -> Iterator[str]:
-    """The lines that say what `memory` counts."""
-    word, masters = (2, "4 T masters") if precision == "bf16" else (4, "4 T masters (from ZeRO 1 on)")
-    frozen = (4 * sizes.vae + word * sizes.text_encoder) / GIB
-    yield f"bytes a rank, {precision}: {word} P weights + {word} T gradients + {masters} + 8 T Adam moments{' + 4 T EMA' if ema else ''};"
-    yield "P parameters, T of them trained. On W ranks ZeRO 1 divides masters, moments and EMA by W, 2 the gradients too, 3 the weights too."
-    yield f"Not in it: activations, the collectives' buffers, the step's fp32 gradients, and VAE and text encoder, {frozen:.2f} GiB on each rank."
+    """The lines that say what a plan's bytes are."""
+    frozen = (4 * sizes.vae + (2 if precision == "bf16" else 4) * sizes.text_encoder) / GIB
+    yield from zero_memory.formula(precision, ema, f"VAE and text encoder, {frozen:.2f} GiB on each rank")
 
 
 def tell(settings: TrainDiffusion) -> Iterator[str]:
@@ -149,12 +137,12 @@ def _tell_model(settings: TrainDiffusion, name: str, configs: Configs) -> Iterat
         sizes = measure(settings, configs, lora)
         if lora is None:
             yield (
-                f"  parameters: transformer {_many(sizes.parameters)}, VAE {_many(sizes.vae)}, text encoder {_many(sizes.text_encoder)}; "
+                f"  parameters: transformer {many(sizes.parameters)}, VAE {many(sizes.vae)}, text encoder {many(sizes.text_encoder)}; "
                 f"FLOPs a row, forward: {sizes.forward:.3g}, {sizes.vae_forward:.3g} and {sizes.text_encoder_forward:.3g}"
             )
             yield from (f"  {line}" for line in formula(sizes, settings.precision, settings.ema_decay is not None))
         chosen = "chosen" if bool(lora) == bool(settings.lora) else "not chosen"
-        yield f"  {f'LoRA, rank {lora.rank}' if lora else 'full'} ({chosen}): {_many(sizes.trained)} trained"
+        yield f"  {f'LoRA, rank {lora.rank}' if lora else 'full'} ({chosen}): {many(sizes.trained)} trained"
         yield from (f"    {line}" for line in _tell_training(settings, sizes))
 
 
@@ -163,15 +151,8 @@ def _tell_training(settings: TrainDiffusion, sizes: Sizes) -> Iterator[str]:
     frozen = rows * (sizes.vae_forward + sizes.text_encoder_forward)
     again = ", activations computed twice" if settings.checkpointing else ""
     yield f"FLOPs a step of {rows} rows: {rows * sizes.step:.3g} ({times:.2f} x forward{again}), and {frozen:.3g} of VAE and text encoder"
-    yield "GiB a rank  " + "".join(f"{f'{world} ranks' if world > 1 else '1 rank':>12}" for world in WORLDS)
-    for stage in range(4):
-        cells = (memory(sizes, settings.precision, settings.ema_decay is not None, stage, world) / GIB for world in WORLDS)
-        yield f"ZeRO {stage}      " + "".join(f"{cell:12.3f}" for cell in cells)
+    yield from zero_memory.table(sizes.parameters, sizes.trained, settings.precision, settings.ema_decay is not None)
 
 
 def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _many(count: int) -> str:
-    return f"{count / 1e9:.3f} B" if count >= 1e8 else f"{count / 1e6:.3f} M"

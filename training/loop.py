@@ -136,7 +136,8 @@ class _Fit:
         self.model.backward(weighted * (self.ranks.world * self.micro_batches / batch.step_rows))
         self.model.step()
         self.window.add(batch, {"loss": weighted} | {name: (part * real).sum() for name, part in losses.items() if name != "loss"})
-        self.losses.add(batch.image_id, self.state.epoch, self.state.step + 1, losses["loss"], batch.weight > 0)
+        counted = (batch.weight > 0) & (batch.rows.get("weight", batch.weight) > 0)  # one that its trainer leaves out has no loss
+        self.losses.add(batch.image_id, self.state.epoch, self.state.step + 1, losses["loss"], counted)
 
     def _to_device(self, array: Any) -> torch.Tensor:
         import torch

@@ -12,7 +12,6 @@ one line and exit status 2.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -23,8 +22,8 @@ from conf.settings import Settings, digest
 from training import adapters, feed, fit_image_model, image_model, image_model_cost, loop, process_group, tracker, trainer
 from training.exports import Export, open_export
 from training.fit_image_model import COLUMNS, HELD_OUT, METRIC, TIME_MEANS, TRAIN, FitImageModel, HeldOut
+from training.result_files import digest_of, hash_files
 from udfs import compose_prompt, decode
-from udfs.pinned import hash_file
 
 NAME, MODULE, SECTION = "train diffusion", "training.train_diffusion", "train_diffusion"
 FOLDER = "image_model"
@@ -112,11 +111,6 @@ def describe(settings: Settings, export: Export, files: Mapping[str, str]) -> di
     }
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """-> each file below the folder and its sha256."""
-    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def write_losses(path: Path, measured: HeldOut) -> None:
     """-> parquet: image_id, loss and its four parts by t, a row for each held-out image. Two versions' files pair by image_id."""
     import pyarrow as pa
@@ -144,11 +138,6 @@ def version_tags(settings: Settings, export: Export, about: Mapping[str, Any], m
         tracker.DIGEST: training_digest(settings, export),
         **{name: f"{metrics[name]:.6g}" for name in (METRIC, *TIME_MEANS)},
     }
-
-
-def digest_of(files: Mapping[str, str]) -> str:
-    """Files and their sha256 -> one sha256 of all."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def say(line: str) -> None:

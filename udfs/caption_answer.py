@@ -49,6 +49,11 @@ class Rules(NamedTuple):
     contradictions: Mapping[str, Sequence[str]] = {}
 
 
+def rules(told: Mapping[str, Any]) -> Rules:
+    """conf.captions.PromptFile as a dict -> what captions under it must be."""
+    return Rules(**{name: told[name] for name in Rules._fields})
+
+
 class Fault(NamedTuple):
     """Why a part (`answer`: the whole) is refused. code: one of CODES; detail: what was found, short, and never the whole text."""
 
@@ -200,6 +205,8 @@ def _of_list(part: str, value: Sequence[str], most: int) -> Fault | None:
         return Fault(part, "too_many", f"{len(value)}, at most {most}")
     if longest := max((len(one) for one in value if len(one) > LONGEST_ITEM), default=0):
         return Fault(part, "too_long", f"an item of {longest} characters, at most {LONGEST_ITEM}")
+    if part == "tags" and (found := next(filter(None, map(_ADDRESS.search, value)), None)):
+        return Fault(part, "address", repr(found.string[found.start() : found.start() + 40]))
     return Fault(part, "empty", "no tag") if part == "tags" and not any(one.strip() for one in value) else None
 
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from udfs import caption_journal
+from udfs import caption_record
 from udfs.caption_budget import Account, Price, cost
 from udfs.caption_call import RETRY, STOP, Engine, Reply
-from udfs.caption_journal import Journal, Record
+from udfs.caption_journal import Journal
 from udfs.caption_parts import Parts
+from udfs.caption_record import Record
 from udfs.caption_request import Request
 from udfs.rate_limit import Limiter, Rate
 
@@ -96,7 +97,7 @@ class Asking:
         self._freed.set()
         self._limiter.hear(sent, reply.code == "rate_limited", reply.retry_after)
         seconds = asyncio.get_running_loop().time() - sent
-        durable = self.parts.keep(caption_journal.record(request, tried, repair, reply, spent, seconds))
+        durable = self.parts.keep(caption_record.record(request, tried, repair, reply, spent, seconds))
         if reply.outcome == STOP:
             stop = f"{reply.code}: {reply.detail}"
             self.finish(reply.code, reply.detail)

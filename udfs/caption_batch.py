@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import pandas as pd
 
-from udfs import caption_budget, caption_journal, caption_row, caption_work, token_count
+from udfs import caption_budget, caption_journal, caption_record, caption_row, caption_work, token_count
 from udfs.ahead import ahead
 from udfs.caption_asking import settled
 from udfs.caption_budget import Price
 from udfs.caption_call import RETRY, Reply, Usage
-from udfs.caption_journal import Journal, Place, Record, Terms
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Record, Terms
 from udfs.caption_request import Request
 from udfs.caption_row import Row, Work
 from udfs.gemini_batch import BatchFault, GeminiBatch, write_parts
@@ -66,8 +67,9 @@ def submit(frames: Iterator[pd.DataFrame], tier: caption_work.Tier, wave: Wave) 
     def note(name: str, most: Mapping[str, Usage]) -> None:
         told = {key: [*lines.asked[key], usage._asdict()] for key, usage in most.items()}
         opener.write(wave.intent(name), json.dumps(told).encode())
-        if opener.exists(f"{wave.folder}/{caption_journal.CLOSED}"):
-            raise RuntimeError(f"{wave.folder}: its wave is closed; this attempt is a late one")
+        for folder in (wave.folder, wave.folder.rpartition("/")[0]):
+            if opener.exists(f"{folder}/{caption_journal.CLOSED}"):
+                raise RuntimeError(f"{folder} is closed: this attempt is a late one")
 
     with _client(tier.captioner) as (run, client), tempfile.TemporaryDirectory() as folder:
         options, size = caption_work.gemini_options(tier.captioner), how["megabytes"] << 20
@@ -191,7 +193,7 @@ def _landed(work: Work, row: Row, repairs: int) -> dict[str, Any]:
 
 def _record(key: str, asked: Asked, reply: Reply, price: Price) -> Record:
     spent = caption_budget.cost(price, reply.usage)
-    return caption_journal.record(
+    return caption_record.record(
         Request(key, bytes.fromhex(asked.image_id), "", "", {}, {}, noted=False), 1, asked.repair, reply, spent, seconds=0.0
     )
 

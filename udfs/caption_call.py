@@ -25,7 +25,7 @@ CODES = {
     "server_error": RETRY,
     "not_json": RETRY,  # a 200 that holds something else, such as a proxy's page
     "not_an_answer": RETRY,  # JSON of another shape
-    "empty": RETRY,
+    "no_text": RETRY,
     "malformed": RETRY,  # the model's own word for a broken answer
     "unknown_finish": RETRY,
     "bad_request": PERMANENT,

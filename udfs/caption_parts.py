@@ -10,7 +10,8 @@ from itertools import count
 from typing import TypeVar
 
 from udfs.caption_budget import Account, Lease
-from udfs.caption_journal import Journal, Record
+from udfs.caption_journal import Journal
+from udfs.caption_record import Record
 from udfs.rate_limit import pause
 from udfs.reject import Reject
 

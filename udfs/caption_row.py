@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from udfs.caption_answer import LISTS, PARTS, TEXTS, Checked, Fault
 from udfs.caption_call import ANSWER, QUARANTINE, RETRY, Reply
-from udfs.caption_journal import Record
+from udfs.caption_record import Record
 from udfs.caption_request import Request
 
 Row = Mapping[str, Any]
@@ -23,7 +23,7 @@ WHOLE, PARTIAL, FAILED, UNASKED = "whole", "partial", "failed", "unasked"
 REFUSED = "answer_refused"  # the code of a row whose answers passed in no part
 STOPPED = "stopped"  # the code of a row that was not asked because the job is to end; else udfs.caption_asking says why
 # faults of a caption that may have obeyed its notes
-SUSPECT = frozenset({"echo", "markup", "address", "banned", "contradiction"})
+SUSPECT = frozenset({"echo", "markup", "address", "banned", "contradiction", "not_json", "not_an_object"})
 
 
 class Work(NamedTuple):

@@ -20,7 +20,8 @@ from udfs import caption_row
 from udfs.caption_asking import FAILED, Asking, Ended, settled
 from udfs.caption_budget import Price
 from udfs.caption_call import CODES, RETRY, STOP, Engine, Reply
-from udfs.caption_journal import Journal, Record
+from udfs.caption_journal import Journal
+from udfs.caption_record import Record
 from udfs.caption_request import Request
 from udfs.caption_row import Row, Work
 from udfs.rate_limit import LONGEST, Rate, pause

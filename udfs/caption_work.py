@@ -11,7 +11,7 @@ from udfs import caption_answer, caption_image, caption_request, token_count
 from udfs.caption_answer import Checked, Rules
 from udfs.caption_budget import Bounds
 from udfs.caption_call import Engine, Usage
-from udfs.caption_journal import Record
+from udfs.caption_record import Record
 from udfs.caption_request import Prompt, Request
 from udfs.caption_row import Row, Work
 from udfs.opener import Opener

@@ -54,7 +54,7 @@ def of_body(body: str, most: Usage) -> Reply:
     """(body of a 200, the most that it can have cost) -> the reply."""
     text = body.lstrip("\ufeff \r\n\t")
     if not text:
-        return Reply("empty", "a 200 without a body", usage=most)
+        return Reply("no_text", "a 200 without a body", usage=most)
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def of_answer(answer: Any, most: Usage) -> Reply:
     if candidates and (not dicts or dicts[0] is not candidates[0]):
         return Reply("not_an_answer", "candidates of another shape", usage=usage)
     if not candidates:
-        return Reply("empty", "no candidate", usage=usage)
+        return Reply("no_text", "no candidate", usage=usage)
     return _of_candidate(text, finishes[0], usage)
 
 
@@ -98,7 +98,7 @@ def _of_candidate(text: str | None, finish: str, usage: Usage) -> Reply:
     if code not in ("ok", "cut"):
         return Reply(code, finish or "no finish reason", usage=usage)
     if code == "ok" and not text.strip():
-        return Reply("empty", "a candidate without text", usage=usage)
+        return Reply("no_text", "a candidate without text", usage=usage)
     # half characters as JSON writes them: the text can be written as UTF-8 anywhere, and says the same
     text = HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
     if len(text) > LARGEST:  # one character too many is enough for the check that refuses it

@@ -1,7 +1,7 @@
 """Images and requests -> answers of a local InternVL: transformers' InternVLForConditionalGeneration from an `-hf` folder. The engine `internvl`.
 
-A picture is cut into tiles (InternVL's own way: the grid of at most `max_tiles` that is nearest to its shape, and a small one of the whole beside
-more than one); a tile is 256 tokens of the prompt, so that 1024 x 768 at the default of 12 is 13 tiles, 3,328 tokens, and max_tiles 1 is 256.
+What the model sees of a request and a picture is made by udfs/internvl_prompt.py, as it was when the model was fitted. A tile is 256 tokens of the
+prompt, so that 1024 x 768 at the default of 12 tiles is 13, 3,328 tokens, and max_tiles 1 is 256.
 Images are taken by their number of tiles, the most first: batches waste little on padding, and memory that is not enough is known at once. Padding is
 on the left, decoding and tiling run in threads ahead of the model, generation is greedy: the same images give the same answers whatever stands beside
 them, but for the last digits of floats in another batch.
@@ -16,22 +16,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from udfs import header
 from udfs.ahead import ahead
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
-from udfs.decode import decoding
+from udfs.internvl_prompt import Prepared, Reader, Tiling, count_tiles, load_reader, write_chat
+from udfs.internvl_prompt import prepare as prepare_image
 from udfs.micro_batches import Loaded, in_parts
 from udfs.pinned import hash_file
 from udfs.reject import Reject
-
-if TYPE_CHECKING:
-    import torch
 
 KERNEL_VERSION = 1
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of the folder, that its hash is over
@@ -56,21 +55,14 @@ class How(NamedTuple):
     threads: int = 2
     ahead: int = 16
 
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.min_tiles, self.max_tiles)
+
 
 class Model(NamedTuple):
-    """`marks`: the tokens that a text may not hold, being the model's own."""
-
     module: Any
-    processor: Any
-    marks: re.Pattern[str]
-
-
-class Prepared(NamedTuple):
-    """One image: its place in the order of the inputs, tokens int64 [n], pixels float [tiles, 3, height, width]."""
-
-    place: int
-    tokens: torch.Tensor
-    pixels: torch.Tensor
+    reader: Reader
 
 
 def answers(requests: Sequence[Request], images: Sequence[bytes], limits: Mapping[str, Any], how: How) -> list[Reply | Reject]:
@@ -86,13 +78,13 @@ def answers(requests: Sequence[Request], images: Sequence[bytes], limits: Mappin
     tiles: dict[int, int] = {}
     for place, data in enumerate(images):
         try:
-            tiles[place] = count_tiles(model, header.upright_size(header.layout_of(data, limits)), how)
+            tiles[place] = count_tiles(model.reader.processor, header.upright_size(header.layout_of(data, limits)), how.tiling)
         except Reject as reject:
             results[place] = reject
 
     def prepare(place: int) -> Prepared | tuple[int, Reject]:
         try:
-            return _prepare(model, place, requests[place], images[place], limits, how)
+            return prepare_image(model.reader, place, write_chat(model.reader, requests[place]), images[place], limits, how.tiling)
         except Reject as reject:
             return place, reject
 
@@ -116,33 +108,6 @@ def folder_hash(folder: str | Path) -> str:
     return whole.hexdigest()
 
 
-def count_tiles(model: Model, size: tuple[int, int], how: How) -> int:
-    """(width, height) of a picture as seen -> its tiles, by the processor's own rule."""
-    told = {"min_patches": how.min_tiles, "max_patches": how.max_tiles, "crop_to_patches": True}
-    return int(model.processor.image_processor.get_number_of_image_patches(size[1], size[0], told))
-
-
-def _prepare(model: Model, place: int, request: Request, data: bytes, limits: Mapping[str, Any], how: How) -> Prepared:
-    """Runs in a thread, without padding: a fast tokenizer that pads is not safe in two. Raises Reject as `decoding` does."""
-    told = f"{request.prompt}\nSchema of the JSON object: {json.dumps(request.schema, ensure_ascii=False)}"
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": _unmarked(request.system, model.marks)}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _unmarked(told, model.marks)}]},
-    ]
-    text = model.processor.apply_chat_template(messages, add_generation_prompt=True)
-    with decoding(data, limits) as decoded:
-        tiling = {"crop_to_patches": True, "min_patches": how.min_tiles, "max_patches": how.max_tiles}
-        made = model.processor(images=[decoded.image], text=[text], return_tensors="pt", **tiling)
-    return Prepared(place, made["input_ids"][0], made["pixel_values"])
-
-
-def _unmarked(text: str, marks: re.Pattern[str]) -> str:
-    """A stranger's <IMG_CONTEXT> would be another picture, his <|im_start|> another speaker."""
-    while marks.search(text):  # one may come together when another is taken out
-        text = marks.sub("", text)
-    return text
-
-
 def _batches(items: Iterable[Prepared | tuple[int, Reject]], most: int) -> Iterator[list[Prepared | tuple[int, Reject]]]:
     batch: list[Prepared | tuple[int, Reject]] = []
     tiles = 0
@@ -157,13 +122,12 @@ def _batches(items: Iterable[Prepared | tuple[int, Reject]], most: int) -> Itera
         yield batch
 
 
-def generate(model: Model, part: Sequence[Prepared], most_output: int) -> list[Reply]:
-    """Prepared images of one batch -> their replies."""
+def generate(model: Model, part: Sequence[Prepared], most_output: int, together: bool = False) -> list[Reply]:
+    """Prepared images of one batch -> their replies. together: every rank of a training goes on until the last has ended (ZeRO 3)."""
     import torch
 
-    module, tokenizer = model.module, model.processor.tokenizer
-    ends = module.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id} if ends is None else set(ends) if isinstance(ends, list) else {ends}
+    module, tokenizer = model.module, model.reader.processor.tokenizer
+    ends = ends_of(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
     width = max(len(one.tokens) for one in part)
     tokens = torch.full((len(part), width), pad)
@@ -172,55 +136,77 @@ def generate(model: Model, part: Sequence[Prepared], most_output: int) -> list[R
         tokens[row, width - len(one.tokens) :] = one.tokens
         mask[row, width - len(one.tokens) :] = 1
     pixels = torch.cat([one.pixels for one in part])
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: under ZeRO 3 the weights that it gathers could not be trained on any more
         made = module.generate(
             input_ids=tokens.to(module.device),
             attention_mask=mask.to(module.device),
             pixel_values=pixels.to(module.device, module.dtype),
+            synced_gpus=together,
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": most_output, "pad_token_id": pad, "eos_token_id": sorted(ends)},
         )
     rows = made[:, width:].cpu().tolist()
     return [_reply(model, one, row, ends) for one, row in zip(part, rows, strict=True)]
 
 
+def ends_of(model: Model) -> set[int]:
+    """-> the tokens that end an answer."""
+    ends = model.module.generation_config.eos_token_id
+    return {model.reader.processor.tokenizer.eos_token_id} if ends is None else set(ends) if isinstance(ends, list) else {ends}
+
+
 def _reply(model: Model, one: Prepared, row: list[int], ends: set[int]) -> Reply:
     """A row of new tokens, padded after its end -> the reply. A code fence around the whole is taken off: many local models write one."""
     length = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
-    text = model.processor.tokenizer.decode(row[:length], skip_special_tokens=True).strip()
+    text = model.reader.processor.tokenizer.decode(row[:length], skip_special_tokens=True).strip()
     fenced = _FENCE.fullmatch(text)
-    image = int((one.tokens == model.processor.image_token_id).sum())
+    image = int((one.tokens == model.reader.processor.image_token_id).sum())
     usage = Usage(prompt=len(one.tokens) - image, image=image, output=length, thoughts=0)
     is_cut = row[length - 1] not in ends
-    code = "cut" if is_cut else "ok" if text else "empty"
+    code = "cut" if is_cut else "ok" if text else "no_text"
     return Reply(code, "" if text else "no text before its end", fenced[1] if fenced else text, usage)
 
 
 @lru_cache(maxsize=2)
 def _load(folder: str, sha256: str, device: str, precision: str) -> Loaded:
-    """One model a worker and device. Raises ValueError when the folder is missing, another one, or no InternVL in the -hf layout."""
+    """One model a worker and device. Raises ValueError as `load_module`, and when the folder is another one."""
+    check(folder)
+    if (found := folder_hash(folder)) != sha256:
+        raise ValueError(f"internvl {folder}: hash of the folder: expected {sha256}, found {found}; fetch it again or pin the new hash")
+    module = load_module(folder, precision)
+    return Loaded(Model(module.to(device), load_reader(folder)))
+
+
+def load_module(folder: str | Path, precision: str | None) -> Any:
+    """A local -hf folder -> InternVLForConditionalGeneration on the CPU, frozen. precision: "fp32", "bf16", or None as it is stored.
+
+    Raises ValueError when the folder is missing, no InternVL in the -hf layout, or its weights are not all of the model's.
+    """
     import torch
     import transformers
-    from transformers import AutoProcessor, InternVLForConditionalGeneration
+    from transformers import InternVLForConditionalGeneration
 
-    _check(folder, sha256)
+    check(folder)
     transformers.utils.logging.disable_progress_bar()
     load: Callable[..., Any] = InternVLForConditionalGeneration.from_pretrained
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: "auto"}[precision]
     module, told = load(folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True)
     if lacking := sorted({*told["missing_keys"], *told["mismatched_keys"]}):
         raise ValueError(f"internvl {folder}: its weights lack {len(lacking)} tensors of the model, e.g. {lacking[0]}; fetch it again")
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    own = sorted({*processor.tokenizer.get_added_vocab(), *processor.tokenizer.all_special_tokens}, key=len, reverse=True)
-    module.eval().requires_grad_(False)
-    return Loaded(Model(module.to(device), processor, re.compile("|".join(map(re.escape, own)))))
+    return module.eval().requires_grad_(False)
 
 
-def _check(folder: str, sha256: str) -> None:
+def check(folder: str | Path) -> None:
+    """Raises ValueError when that is no local InternVL in the -hf layout."""
     config = Path(folder) / "config.json"
     if not config.is_file():
         raise ValueError(f"internvl: no config.json in {Path(folder).absolute()}; give a local folder such as OpenGVLab/InternVL3-8B-hf")
     kind = json.loads(config.read_text()).get("model_type")
     if kind != "internvl":
         raise ValueError(f"internvl {folder}: model_type is {kind!r}, expected 'internvl'; take the checkpoint whose name ends in -hf")
-    if (found := folder_hash(folder)) != sha256:
-        raise ValueError(f"internvl {folder}: hash of the folder: expected {sha256}, found {found}; fetch it again or pin the new hash")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m udfs.internvl FOLDER (prints the hash that a captioner's local.sha256 pins)")
+    check(sys.argv[1])
+    print(folder_hash(sys.argv[1]))

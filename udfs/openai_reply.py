@@ -42,7 +42,7 @@ _MONEY = re.compile(
 def of_body(body: str, most: Usage) -> Reply:
     """(body of a 200, the most that it can have cost) -> the reply."""
     if not body.strip():
-        return Reply("empty", "a 200 without a body", usage=most)
+        return Reply("no_text", "a 200 without a body", usage=most)
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def of_body(body: str, most: Usage) -> Reply:
         return Reply("not_an_answer", f"JSON of another shape: {type(answer).__name__}", usage=most)
     usage = _usage(answer.get("usage"), most)
     if not choices:
-        return Reply("empty", "no choice", usage=usage)
+        return Reply("no_text", "no choice", usage=usage)
     finishes = [str(one.get("finish_reason")) for one in choices if isinstance(one, dict)]
     if any(PROHIBITED in finish.upper() for finish in finishes):
         return Reply("prohibited", usage=usage)
@@ -78,7 +78,7 @@ def _of_message(message: Mapping[str, Any], finish: str, usage: Usage) -> Reply:
     if code not in ("ok", "cut"):
         return Reply(code, finish, usage=usage)
     if code == "ok" and not text.strip():
-        return Reply("empty", "a message without text", usage=usage)
+        return Reply("no_text", "a message without text", usage=usage)
     # half characters as JSON writes them: the text can be written as UTF-8 anywhere, and says the same
     text = HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
     if len(text) > LARGEST:  # one character too many is enough for the check that refuses it

@@ -85,8 +85,8 @@ def test_batch_mode_gives_the_rows_of_the_online_path_at_half_the_price_also_whe
     (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
     name = bytes(victim["image_id"]).hex()
     assert caption_ledger.holding(lake, frozenset({name}))
-    forget.run(lake, make(), (name,))
-    assert not caption_ledger.holding(lake, frozenset({name})) and bill(lake) == half
+    forget.run(lake, make(), images=[name])
+    assert not caption_ledger.holding(lake, frozenset({name})) and caption_ledger.settle_all(lake, make(), "test") == half
     assert not [path for path in Path(lake.area("_captions").removeprefix("file://")).rglob("*") if name in path.name]
 
 
@@ -102,7 +102,8 @@ def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(caption_jobs, "finish", killed)
         caption.run(lake, make())
-    assert lake.read("captions").isEmpty() and server.counts()["by_image"] == {}
+    sent = server.counts()["others"]
+    assert lake.read("captions").isEmpty() and sent > 0
     caption.run(lake, make())
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
     assert set(server.counts()["by_image"].values()) == {1} and "round 1" not in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_an_own_model_captions_every_image_once_and_what_it_cannot_has_a_name(
     taught = make()
     capsys.readouterr()
     caption.run(lake, taught, plan_only=True)
-    assert f"tier all: {IMAGES} images by own: nothing to pay" in capsys.readouterr().out
+    assert f"tier all: {IMAGES} images by own (internvl): nothing to pay" in capsys.readouterr().out
     caption.run(lake, taught)
     rows = lake.read("captions").collect()
     assert {(row["kind"], row["text"]) for row in rows} == {("short", "A red fox stands in deep snow."), ("tags", "fox, snow")}

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
-from conf.captions import CompareCaptioners
+from conf.captions import Captioner, CompareCaptioners
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_ledger, forget, ingest
+from jobs import caption, caption_ledger, caption_paid, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings, write_image
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_journal
+from tests.udfs.test_rate_limit import between, bucket, simulate
+from udfs import caption_wave
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Terms
+from udfs.rate_limit import Rate
 
 MODEL = "gemini-3.8-flash"
 IMAGES = 12
@@ -78,15 +82,18 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     version = lake.version("captions")
     caption.run(lake, settings())
     assert server.counts()["requests"] == IMAGES and lake.version("captions") == version
+    (first,) = lake.folders(lake.area("_captions"))
+    assert lake.opener.exists(lake.area("_captions", first, "closed.json"))  # by the later run
 
     # an image is forgotten: nothing of what was bought for it is left but its cost
     (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
     spent = caption_ledger.settle_all(lake, settings(), "test")
     forget.run(lake, settings(), images=[bytes(victim["image_id"]).hex()])
     parts = [path for path in Path(settings().lake.root).rglob("*.jsonl") if "_captions" in path.parts]
+    assert not list(Path(settings().lake.root).rglob("*.calls"))
     assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
     assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
-    assert caption_journal.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
+    assert caption_wave.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
 
     # the tables are lost; the journal is asked before the service
     lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
@@ -162,3 +169,31 @@ def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: 
 def test_a_model_without_a_price_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
     with pytest.raises(Mistake, match="no price of 'gemini-9'"):
         caption.run(lake, settings(model="gemini-9"))
+
+
+def test_without_a_limit_in_the_config_the_pace_gives_way_to_a_server_that_has_one() -> None:
+    one = Captioner(engine="openai", model="m", base_url="http://127.0.0.1:1", in_flight=64)
+    log = simulate(Rate(caption_paid.pace(one, 2)), bucket(lambda now: 20), 300, in_flight=64)
+    accepted, refused = between(log, 100, 300)
+    assert accepted >= 0.95 * 20 and refused <= 0.01
+    assert caption_paid.pace(one.model_copy(update={"requests_per_minute": 600}), 2) == 5
+
+
+def test_a_start_that_was_killed_before_its_first_answer_hinders_no_later_one(
+    settings: Callable[..., Settings], make_lake: MakeLake
+) -> None:
+    lake = make_lake(settings())
+    about = {"tier": "all", "fingerprint": "f", "engine": "gemini", "model": MODEL}
+    caption_ledger.begin(lake, caption_ledger.Wave("20260101T000000-00000000", 0, about))
+    assert caption_ledger.known(lake) is None
+    assert caption_ledger.settle_all(lake, settings(), "test") == 0
+
+
+def test_a_driver_that_was_taken_for_dead_begins_waves_that_ask_nothing(settings: Callable[..., Settings], make_lake: MakeLake) -> None:
+    lake, about = make_lake(settings()), {"tier": "all", "fingerprint": "f", "engine": "gemini", "model": MODEL}
+    caption_ledger.begin(lake, caption_ledger.Wave("an-earlier-run", 0, about))
+    caption_ledger.close_others(lake, "ours", "taken-over-before-its-first-wave")
+    for run, why in {"an-earlier-run": "its run is closed", "taken-over-before-its-first-wave": "its run is closed", "ours": None}.items():
+        late = Journal(lake.opener, Place(caption_ledger.begin(lake, caption_ledger.Wave(run, 7, about)), 0, 0), Terms(100, 1, 1, 1, 60.0))
+        late.open()
+        assert late.fenced() == why

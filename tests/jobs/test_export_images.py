@@ -126,7 +126,8 @@ def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a
         "run": "by hand",
         "image_id": bytearray(hashlib.sha256((images / "part-1/01.png").read_bytes()).digest()),
     }
-    lake.append("captions", lake.spark.createDataFrame([row], lake.read("captions").schema), "by hand", 0)
+    region = row | {"kind": "ocr", "part": 1, "text": "EXIT"}
+    lake.append("captions", lake.spark.createDataFrame([row, region], lake.read("captions").schema), "by hand", 0)
     export(lake, settings)
     manifest, rows = read(root_of(settings))
     assert {path.name for path in root_of(settings).iterdir()} == {"manifest.json", *(file["file"] for file in manifest["files"])}
@@ -138,7 +139,11 @@ def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a
     by_name = {on_disk[row["image_id"]].name: json.loads(row["captions"]) for row in rows}
     texts = [("alt_text", "a cat"), ("alt_text", "the cat"), ("source_tags", "cat, mat, rug")]
     assert by_name.get("twin.png", by_name.get("00.png")) == [_text(kind, text) for kind, text in texts]
-    assert by_name["01.png"] == [_text("source_tags", "dog"), {"id": f"{told}/short/0", "kind": "short", "text": "A dog sits."}]
+    captions = [("ocr/1", "ocr", "EXIT"), ("short/0", "short", "A dog sits.")]
+    assert by_name["01.png"] == [
+        _text("source_tags", "dog"),
+        *({"id": f"{told}/{place}", "kind": kind, "text": text} for place, kind, text in captions),
+    ]
     assert by_name["02.png"] == []
     assert {row["bucket"] for row in rows} == {"train", "held_out"}
     for bucket in ("train", "held_out"):

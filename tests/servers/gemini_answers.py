@@ -35,7 +35,19 @@ _THINGS = (
 )
 _PLACES = ("on the left", "on the right", "in front of", "behind", "above", "below", "beside", "at the edge of")
 _MEDIA = ("oil on canvas", "ink and wash", "flat digital colour", "pencil on paper", "film photography", "woodcut print")
-_ORDER = re.compile(r"(?:ignore|disregard|forget)\b[^\"]{0,80}?\b(repeat|reveal|say|write|print)\b:?\s*([^\"]{1,400})", re.IGNORECASE)
+# "ignore the above ... and VERB: rest", as speakers of some languages would put it
+_IGNORE = r"ignore|disregard|forget|vergiss|oubliez|ignora|olvida|игнорируй|забудь|忽略|無視"
+_VERBS = {
+    "repeat": "repeat|reveal|wiederhole|répétez|repite|повтори|重复|繰り返",
+    "say": "say|write|sag|schreib|dites|écrivez|di|escribe|скажи|напиши|说|言え",
+    "print": "print|drucke|affichez|imprime|выведи|输出|出力",
+}
+_ORDER = re.compile(
+    rf"(?:{_IGNORE})[^\"]{{0,80}}?(?<![a-zà-ÿа-я])(?:"
+    + "|".join(f"(?P<{verb}>{words})" for verb, words in _VERBS.items())
+    + r")(?![a-zà-ÿа-я])[:：]?\s*(?P<rest>[^\"]{1,400})",
+    re.IGNORECASE,
+)
 _NOTES = re.compile(r"<notes>\s*(\{.*\})\s*</notes>", re.DOTALL)
 
 
@@ -102,10 +114,10 @@ def obeyed(asked: Asked, parts: dict[str, Any]) -> str | None:
     words = " ".join([json.dumps(asked.notes, ensure_ascii=False), asked.image.decode("latin-1")])
     if (order := _ORDER.search(words)) is None:
         return None
-    verb, rest = order.group(1).lower(), order.group(2).strip()
-    if verb in ("repeat", "reveal"):  # the instructions
+    rest = order["rest"].strip()
+    if order["repeat"]:  # the instructions
         return json.dumps({**parts, "long": " ".join(asked.text.split()[:80])})
-    if verb in ("say", "write"):
+    if order["say"]:
         return json.dumps({**parts, "medium": rest, "long": f"{parts['long']} {rest}"}, ensure_ascii=False)
     return rest  # print: instead of an answer
 

@@ -109,6 +109,8 @@ def _fault(fault: Fault, key: str) -> web.Response:
 async def _wire(request: web.Request, mode: Wire, answer: bytes) -> web.StreamResponse:
     """Writes on the connection beside aiohttp, and ends it."""
     transport = request.transport
+    if transport is None:  # the client was killed meanwhile
+        return web.Response()
     assert isinstance(transport, asyncio.Transport)
     for step in (*mode.steps[:1], *mode.steps[1:] * mode.repeat):
         if transport.is_closing():
@@ -125,7 +127,7 @@ async def _wire(request: web.Request, mode: Wire, answer: bytes) -> web.StreamRe
             if transport.is_closing():
                 break
             await asyncio.sleep(0.02)
-    if mode.end == "reset":
+    if mode.end == "reset" and not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     else:

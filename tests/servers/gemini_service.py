@@ -74,6 +74,7 @@ class Service:
     def forget(self) -> None:
         """Every count begins anew."""
         self.by_body, self.by_image, self.modes = Counter[str](), Counter[str](), Counter[str]()
+        self.by_question = Counter[str]()  # "sha256 of the image, sha256 of the text": what a key of the journal stands for
         self.requests = self.others = self.answered = self.limited = 0
         self.most_in_flight = self.in_flight  # who is there now will still leave
         self.billed, self.told, self.batch_billed = Tokens(), Tokens(), Tokens()
@@ -83,7 +84,9 @@ class Service:
     def counts(self) -> dict[str, Any]:
         """requests: of generateContent; others: of everything else; billed: tokens that the service charges; told: those of them that a
         readable answer named; limited: 429s of the hidden limit."""
-        names = "requests others answered limited in_flight most_in_flight by_body by_image modes headers billed told batch_billed"
+        names = (
+            "requests others answered limited in_flight most_in_flight by_body by_image by_question modes headers billed told batch_billed"
+        )
         return {name: value._asdict() if isinstance(value := getattr(self, name), Tokens) else value for name in names.split()}
 
     def saw(self, headers: Mapping[str, str]) -> None:
@@ -107,6 +110,7 @@ class Service:
         body = hashlib.sha256(raw).hexdigest()
         self.by_body[body] += 1
         self.by_image[asked.digest] += 1
+        self.by_question[f"{asked.digest} {hashlib.sha256(asked.text.encode()).hexdigest()}"] += 1
         plan = self.script["by_image"].get(asked.digest, [])
         number = self.by_image[asked.digest]
         if self.script["queue"]:

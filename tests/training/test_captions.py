@@ -40,6 +40,12 @@ def test_without_shares_all_texts_are_alike_and_no_text_takes_its_share() -> Non
         assert_share(counts[text], 0.9 / 4)
 
 
+def test_text_in_the_picture_is_no_caption_unless_it_is_asked_for() -> None:
+    texts = [("ocr", "EXIT"), ("ocr", "2"), ("short", "a door")]
+    assert {captions.choose(pack(texts), image_id(n), 7, 0, {}, 0.0) for n in range(50)} == {"a door"}
+    assert {captions.choose(pack(texts), image_id(n), 7, 0, {"ocr": 1.0}, 0.0) for n in range(50)} == {"EXIT", "2"}
+
+
 def test_kinds_are_taken_by_their_shares_and_a_kind_that_is_not_named_never() -> None:
     counts = count({"long": 3.0, "tags": 1.0, "ocr": 5.0}, 0.0)
     assert counts["a cat"] == 0 and counts[""] == 0

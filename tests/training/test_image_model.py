@@ -12,7 +12,7 @@ from PIL import Image
 
 from conf.loops import TrainDiffusion
 from conf.section import Mistake
-from training import adapters, image_model, image_model_cost
+from training import adapters, image_model, image_model_cost, zero_memory
 from training.fit_image_model import predict
 from training.image_pixels import cut, read_pixels
 
@@ -206,12 +206,12 @@ def test_the_plan_of_the_real_model_says_its_parameters_memory_and_flops() -> No
     assert full.forward == image_model_cost.forward_flops(image_model_cost.AURAFLOW_CONFIGS["transformer"], 512, 768)
     assert full.step / full.forward == pytest.approx(3.0, abs=0.01)
     # 2 bytes of weights, 2 of gradients, 4 masters, 8 moments, 4 moving average
-    assert image_model_cost.memory(full, "bf16", True, 0, 64) == 20 * full.parameters
-    assert image_model_cost.memory(full, "bf16", True, 1, 64) == (4 + 16 / 64) * full.parameters
-    assert image_model_cost.memory(full, "bf16", True, 2, 64) == (2 + 18 / 64) * full.parameters
-    assert image_model_cost.memory(full, "bf16", True, 3, 64) == 20 / 64 * full.parameters
-    assert image_model_cost.memory(full, "fp32", False, 0, 1) == 16 * full.parameters
-    assert image_model_cost.memory(full, "fp32", False, 1, 1) == 20 * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "bf16", True, 0, 64) == 20 * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "bf16", True, 1, 64) == (4 + 16 / 64) * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "bf16", True, 2, 64) == (2 + 18 / 64) * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "bf16", True, 3, 64) == 20 / 64 * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "fp32", False, 0, 1) == 16 * full.parameters
+    assert zero_memory.memory(full.parameters, full.trained, "fp32", False, 1, 1) == 20 * full.parameters
 
 
 def test_adapters_spare_the_weights_gradients_and_checkpointing_costs_a_second_forward_pass() -> None:
@@ -222,7 +222,7 @@ def test_adapters_spare_the_weights_gradients_and_checkpointing_costs_a_second_f
     assert lora.trained == 3 * 4 * 16 * (3072 + 3072)
     assert lora.step / lora.forward == pytest.approx(2.0, abs=0.1)
     assert again.step / again.forward == pytest.approx(3.0, abs=0.1)
-    assert image_model_cost.memory(lora, "bf16", True, 3, 1) == 2 * lora.parameters + 18 * lora.trained
+    assert zero_memory.memory(lora.parameters, lora.trained, "bf16", True, 3, 1) == 2 * lora.parameters + 18 * lora.trained
 
 
 def test_pixels_are_the_centred_square_of_the_upright_picture() -> None:

@@ -18,6 +18,7 @@ from conf.section import Mistake
 from conf.settings import Settings, load
 from training import engine, feed, image_model, loop, process_group, tracker, train_diffusion, trainer
 from training.fit_image_model import FitImageModel
+from training.result_files import hash_files
 from udfs import image_files
 from udfs.snapshot import id_sum
 
@@ -184,7 +185,7 @@ def test_the_command_trains_in_full_and_registers_what_diffusers_loads(
     }
     about = json.loads((files / "image_model/image_model.json").read_text())
     assert (about["what"], about["base"], about["base_sha256"]) == ("AuraFlow transformer", "tiny random model", None)
-    hashes = train_diffusion.hash_files(files / "image_model")
+    hashes = hash_files(files / "image_model")
     del hashes["image_model.json"]
     assert about["files"] == hashes and "transformer/diffusion_pytorch_model.safetensors" in hashes
     assert version.tags["base"] == "tiny random model" and version.tags["what"] == about["what"]

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.object_store import BUCKET, ObjectStore, object_store
-from udfs import caption_journal as module
+from udfs import caption_record
 from udfs.caption_budget import Seen
 from udfs.caption_call import Reply, Usage
-from udfs.caption_journal import Journal, Place, Record, Strange, Terms, close, parse, read_records, read_wave
+from udfs.caption_journal import Journal, Place, close
+from udfs.caption_record import Record, Strange, Terms, parse
 from udfs.caption_request import Request
+from udfs.caption_wave import read_records, read_wave
 from udfs.opener import Opener, to_path, to_uri
 from udfs.reject import Reject
 
@@ -44,7 +46,7 @@ def asked(number: int) -> Request:
 
 
 def answered(number: int, text: str = "a text", nano: int = 70) -> Record:
-    return module.record(asked(number), 1, False, Reply("ok", "", text, Usage(10, 280, 20, 0)), nano, 0.25)
+    return caption_record.record(asked(number), 1, False, Reply("ok", "", text, Usage(10, 280, 20, 0)), nano, 0.25)
 
 
 def begun(opener: Opener, wave: str, partition: int = 0, attempt: int = 0) -> Journal:
@@ -60,7 +62,7 @@ def part_of(wave: str, name: str) -> Path:
 def test_records_are_read_back_as_they_were_written(place: tuple[Opener, str]) -> None:
     opener, wave = place
     odd = answered(1, 'NUL \x00, half \ud83d, line\u2028end\n"quoted"')
-    failed = module.record(asked(2), 3, True, Reply("dropped", "connection reset"), 0, 1.5)
+    failed = caption_record.record(asked(2), 3, True, Reply("dropped", "connection reset"), 0, 1.5)
     journal = begun(opener, wave)
     journal.answers([odd, failed])
     journal.answers([answered(3)])
@@ -125,7 +127,7 @@ def test_two_tasks_under_one_name_do_not_spend_one_share_twice(wave: str) -> Non
 def test_a_prohibited_image_leaves_its_ids_its_code_and_its_bill(wave: str) -> None:
     reply = Reply("prohibited", "PROHIBITED_CONTENT: words of the server", "a text that came all the same", Usage(10, 280, 5, 0))
     journal = begun(Opener(), wave)
-    journal.answers([module.record(asked(1), 1, False, reply, 70, 0.5)])
+    journal.answers([caption_record.record(asked(1), 1, False, reply, 70, 0.5)])
     ((_, kept),) = read_records(Opener(), wave, [])
     assert (kept.image_id, kept.code, kept.outcome, kept.detail, kept.text, kept.nano_usd) == (
         "01" * 32,
@@ -195,7 +197,7 @@ def test_a_part_of_another_format_is_named(wave: str) -> None:
         parse(data.replace(b'"format":1', b'"format":2'))
     header = {"format": 2}
     with pytest.raises(ValueError, match="its format is 2, this code reads 1"):
-        parse(module._lines(header, ()))
+        parse(caption_record.to_bytes(header, ()))
 
 
 def test_a_store_that_fails_is_an_error_and_no_empty_journal(wave: str) -> None:

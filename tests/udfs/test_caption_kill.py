@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.udfs.test_caption_run import TERMS, Scripted, answer, attempt, journaled, staged, states
 from udfs.caption_budget import settle
-from udfs.caption_journal import read_wave
 from udfs.caption_request import Request
+from udfs.caption_wave import read_wave
 from udfs.opener import Opener, to_uri
 
 ROWS, KILLS = 600, 3

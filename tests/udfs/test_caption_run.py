@@ -15,13 +15,15 @@ import pandas as pd
 import psutil
 import pytest
 
-from udfs import caption_answer, caption_journal, caption_request, caption_run
+from udfs import caption_answer, caption_journal, caption_record, caption_request, caption_run, reject
 from udfs.caption_budget import Price, settle
-from udfs.caption_call import Reply, Usage
-from udfs.caption_journal import Journal, Place, Record, Terms, read_records, read_wave
+from udfs.caption_call import CODES, Reply, Usage
+from udfs.caption_journal import Journal, Place
+from udfs.caption_record import Record, Terms
 from udfs.caption_request import Prompt, Request
 from udfs.caption_row import Work
 from udfs.caption_run import How
+from udfs.caption_wave import read_records, read_wave
 from udfs.opener import Opener, to_path, to_uri
 from udfs.rate_limit import Rate
 from udfs.reject import Reject
@@ -398,7 +400,7 @@ def test_failures_are_asked_again_by_the_next_attempt(wave: str) -> None:
 
 def test_what_an_earlier_run_has_journaled_is_given_with_the_row(wave: str) -> None:
     request = render({"image_id": (7).to_bytes(32, "big")})
-    record = caption_journal.record(request, 1, False, answer(short="bought before"), 60, 1.0)
+    record = caption_record.record(request, 1, False, answer(short="bought before"), 60, 1.0)
     work = WORK._replace(known=lambda row: [record] if row["image_id"][-1] == 7 else [])
     engine = Scripted(always)
     rows = staged(attempt(wave, engine, 10, work=work))
@@ -496,3 +498,7 @@ def test_ten_thousand_rows_need_no_more_memory_than_two_thousand(wave: str) -> N
             late = max(late, process.memory_info().rss)
     assert count == 10_000
     assert late - early < 16 * 2**20  # the answers alone are 50 MB, the images 1 GB
+
+
+def test_no_code_of_a_reply_is_mistaken_for_a_reject_but_the_one_that_is_meant() -> None:
+    assert CODES.keys() & reject.CODES.keys() == {"prohibited"}

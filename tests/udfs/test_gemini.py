@@ -55,7 +55,7 @@ TABLE: dict[tuple[str, str], str] = {
     (RETRY, "not_an_answer"): "endless_body null list other_object candidates_text candidate_number content_text parts_object text_number",
     (
         RETRY,
-        "empty",
+        "no_text",
     ): "empty_body blank_body no_candidates candidates_empty candidates_null no_content no_parts parts_empty text_empty text_blank "
     "thoughts_only function_call",
     (

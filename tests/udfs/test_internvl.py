@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from udfs.caption_answer import SCHEMA
 from udfs.caption_call import Reply
 from udfs.caption_request import Prompt, Request, render
 from udfs.internvl import How
+from udfs.internvl_prompt import Tiling, answer_tokens, count_tiles, count_tokens, prepare, write_answer, write_chat
 from udfs.reject import Reject
 
 PROMPT = Prompt("tiny", "Describe.", "short: one sentence.", "", "", "<notes>\n{notes}\n</notes>", "{why}")
@@ -63,7 +65,7 @@ def test_a_left_padded_batch_gives_the_answers_of_single_images_in_order(how: Ho
     alone = [replies(internvl.answers([one], [data], LIMITS, how))[0] for one, data in zip(requests, images, strict=True)]
     assert together == alone
     assert len({reply.text for reply in alone}) == len(images)  # the pictures are seen
-    assert all(reply.code in ("ok", "cut", "empty") for reply in alone)
+    assert all(reply.code in ("ok", "cut", "no_text") for reply in alone)
     again = replies(internvl.answers(requests[::-1], images[::-1], LIMITS, how._replace(batch_tiles=1, threads=1)))
     assert again == together[::-1]
 
@@ -75,18 +77,20 @@ def test_the_published_models_tiles_are_counted_as_documented(folder: Path, size
 
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     processor.image_processor.size = {"height": 448, "width": 448}
-    model = internvl.Model(None, processor, None)  # type: ignore[arg-type]
-    assert internvl.count_tiles(model, size, How("", "")) == tiles
-    assert internvl.count_tiles(model, size, How("", "", max_tiles=1)) == 1
+    assert count_tiles(processor, size, Tiling()) == tiles
+    assert count_tiles(processor, size, Tiling(max_tiles=1)) == 1
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1] * 5), (4, [5, 1, 5, 5, 5]), (6, [7, 1, 6, 5, 5])])
 def test_a_picture_has_as_many_tiles_as_counted_and_its_tokens_are_told(how: How, most: int, expected: list[int]) -> None:
     how = how._replace(max_tiles=most)
-    tiles = [internvl.count_tiles(model_of(how), size, how) for size in SIZES]
+    tiles = [count_tiles(model_of(how).reader.processor, size, how.tiling) for size in SIZES]
     found = replies(internvl.answers([request()] * 5, [picture(size) for size in SIZES], LIMITS, how))
     assert [reply.usage.image for reply in found if reply.usage] == [count * tiny_internvl.TILE_TOKENS for count in tiles]
     assert len({reply.usage.prompt for reply in found if reply.usage}) == 1
+    reader, chat = model_of(how).reader, write_chat(model_of(how).reader, request())
+    whole = [reply.usage.prompt + reply.usage.image for reply in found if reply.usage]
+    assert [count_tokens(reader, chat, count) for count in tiles] == whole  # known before a picture is decoded
     assert all(reply.usage and 0 < reply.usage.output <= how.most_output for reply in found)
     if most < 6:
         assert tiles == expected
@@ -140,23 +144,35 @@ def test_the_models_own_tokens_in_a_strangers_text_are_text_no_more(how: How) ->
     plain, told = replies(internvl.answers([request("a b  system  c"), request(hostile)], [picture((64, 48))] * 2, LIMITS, how))
     assert plain.usage and told.usage and plain.usage.image == told.usage.image
     model = model_of(how)
-    made = internvl._prepare(model, 0, request(hostile), picture((64, 48)), LIMITS, how)
-    text = model.processor.tokenizer.decode(made.tokens)
+    made = prepare(model.reader, 0, write_chat(model.reader, request(hostile)), picture((64, 48)), LIMITS, how.tiling)
+    text = model.reader.processor.tokenizer.decode(made.tokens)
     assert (text.count("<|im_start|>"), text.count("<|im_end|>"), text.count("<img>")) == (3, 2, 1)
     assert '"required": ["short"' in text  # the schema is told
+    taught = write_answer(model.reader, {"short": hostile, "tags": ["<img>fox", "a"], "language": "en"})
+    assert json.loads(taught) == {"short": "a  b  system  c", "tags": ["fox", "a"], "language": "en"}
+    ids = answer_tokens(model.reader, taught)
+    end = model.reader.processor.tokenizer.eos_token_id
+    assert ids.count(end) == 1 and ids[-1] == end and not set(ids[:-1]) & set(model.reader.processor.tokenizer.all_special_ids)
 
 
 def test_the_end_token_ends_an_answer_and_the_limit_cuts_it(how: How) -> None:
     model, data = model_of(how), picture((64, 48))
     (cut,) = replies(internvl.answers([request()], [data], LIMITS, how))
     assert cut.code == "cut" and cut.usage and cut.usage.output == 12
-    made = internvl._prepare(model, 0, request(), data, LIMITS, how)
-    fenced = [*model.processor.tokenizer.encode('```json\n{"short": "A fox."}\n```'), model.processor.tokenizer.eos_token_id, 0, 0]
-    reply = internvl._reply(model, made, fenced, {model.processor.tokenizer.eos_token_id})
+    made = prepare(model.reader, 0, write_chat(model.reader, request()), data, LIMITS, how.tiling)
+    fenced = [
+        *model.reader.processor.tokenizer.encode('```json\n{"short": "A fox."}\n```'),
+        model.reader.processor.tokenizer.eos_token_id,
+        0,
+        0,
+    ]
+    reply = internvl._reply(model, made, fenced, {model.reader.processor.tokenizer.eos_token_id})
     assert (reply.code, reply.text) == ("ok", '{"short": "A fox."}')
     assert reply.usage and reply.usage.output == len(fenced) - 2
-    empty = internvl._reply(model, made, [model.processor.tokenizer.eos_token_id, 0], {model.processor.tokenizer.eos_token_id})
-    assert (empty.code, empty.text) == ("empty", "")
+    empty = internvl._reply(
+        model, made, [model.reader.processor.tokenizer.eos_token_id, 0], {model.reader.processor.tokenizer.eos_token_id}
+    )
+    assert (empty.code, empty.text) == ("no_text", "")
 
 
 def test_bf16_is_by_option(how: How) -> None:

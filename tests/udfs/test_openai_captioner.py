@@ -32,7 +32,7 @@ TABLE: dict[tuple[str, str], str] = {
     (RETRY, "server_error"): "500 502_html 503_loading 200_error abort",
     (RETRY, "not_json"): "html not_http",
     (RETRY, "not_an_answer"): "null other_object content_number",
-    (RETRY, "empty"): "empty_body no_choices blank",
+    (RETRY, "no_text"): "empty_body no_choices blank",
     (RETRY, "malformed"): "tool_calls",
     (RETRY, "unknown_finish"): "new_finish no_finish",
     (PERMANENT, "bad_request"): "400_image 500_image",

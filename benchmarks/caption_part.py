@@ -1,0 +1,79 @@
+"""A task of paid captioning against the fake service -> Markdown and raw figures: CPU a request over the bare SDK's, pace, hidden limits, memory.
+
+Each measurement is a process of its own (benchmarks/caption_loops.py), the service another one; the ways of asking take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks import results
+
+WAYS = ("ours", "sdk", "aiohttp")
+NAMES = {"ours": "a task of the stage", "sdk": "bare google-genai", "aiohttp": "bare aiohttp"}
+ROWS = {"cost": 1_000, "pace": 6_400, "limit": 3_600, "memory": 100_000}
+QUICK = {"cost": 64, "pace": 640, "limit": 1_200, "memory": 2_000}
+
+
+class Run(NamedTuple):
+    """One measurement. kind: of ROWS; way: of WAYS, "" where there is one; told: its figures (benchmarks/caption_loops.py)."""
+
+    kind: str
+    way: str
+    repeat: int
+    told: dict[str, float]
+
+
+def measure(
+    measured: Callable[[list[str]], dict[str, Any]], work: Path, cache: Path, repeats: int, quick: bool
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`measured`: runs a command. -> (paragraphs of Markdown, every run)."""
+    rows, out, runs = QUICK if quick else ROWS, work / "caption.json", list[Run]()
+    for repeat in range(repeats):
+        for way in [*WAYS[repeat % len(WAYS) :], *WAYS[: repeat % len(WAYS)]]:
+            runs.append(_one(measured, out, "cost", way, rows["cost"], repeat))
+        runs.append(_one(measured, out, "pace", "", rows["pace"], repeat))
+    for kind in ("limit", "memory"):
+        runs.append(_one(measured, out, kind, "", rows[kind], 0))
+    return tell(runs, rows), [run._asdict() for run in runs]
+
+
+def _one(measured: Callable[[list[str]], dict[str, Any]], out: Path, kind: str, way: str, rows: int, repeat: int) -> Run:
+    measured([sys.executable, "-m", "benchmarks.caption_loops", str(out), kind, *([way] if way else []), str(rows)])
+    run = Run(kind, way, repeat, json.loads(out.read_text()))
+    print(f"caption {kind} {way}: {run.told}", file=sys.stderr, flush=True)
+    return run
+
+
+def tell(runs: Sequence[Run], rows: dict[str, int]) -> list[str]:
+    """Every run -> paragraphs."""
+    about = (
+        f"{rows['cost']:,} requests with a picture of 60 kB, 64 in flight, one process; CPU of the asking process alone. The task of the stage renders "
+        "requests, checks answers and journals every call; the bare ways do not. Ratio: of the same repeat, median and range."
+    )
+    table = [
+        [NAMES[way], f"{median(run.told['cpu_ms'] for run in runs if run.way == way):.2f}", results.spread(ratios(runs, way, "sdk"))]
+        for way in WAYS
+    ]
+    pace = sorted(run.told["share"] for run in runs if run.kind == "pace")
+    (limit,) = [run.told for run in runs if run.kind == "limit"]
+    (memory,) = [run.told for run in runs if run.kind == "memory"]
+    found = [
+        f"Answers after 200 ms, 64 in flight, {rows['pace']:,} requests: {results.spread(pace)} of the ideal rate.",
+        f"A hidden limit of 40 calls/s where the config believes in 80: {limit['used']:.3f} of it is used, {100 * limit['refused']:.2f} % of the calls "
+        f"are refused; halved, it is found after {limit['found_s']:.0f} s.",
+        f"Memory over {rows['memory']:,} requests: {memory['early_mb']:.0f} MB at most in the first tenth, {memory['late_mb']:.0f} MB after.",
+    ]
+    head = ["way", "CPU-ms a request", "ratio to the bare SDK"]
+    return ["## A task of paid captioning", about, results.markdown(head, table), *found]
+
+
+def ratios(runs: Sequence[Run], way: str, to: str) -> list[float]:
+    """CPU of one request over that of another way: each repeat's own, ascending."""
+    cpu = {(run.way, run.repeat): run.told["cpu_ms"] for run in runs if run.kind == "cost"}
+    return sorted(ms / cpu[to, repeat] for (one, repeat), ms in cpu.items() if one == way)
