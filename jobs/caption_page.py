@@ -12,6 +12,12 @@ from conf.section import Mistake
 from conf.settings import Settings
 from jobs import pages, report, report_captioners, report_captions, score
 from jobs.lake import Lake
+from udfs.opener import to_uri
+
+
+def uri(settings: Settings) -> str:
+    """-> where the page is kept: beside the report. `forget` deletes it there."""
+    return f"{to_uri(settings.report.path).rpartition('/')[0]}/captions.html"
 
 
 def html(lake: Lake, settings: Settings) -> str:

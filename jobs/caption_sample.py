@@ -11,10 +11,8 @@ from pyspark.sql import functions as F
 
 from conf.captions import COMPARED, Tier
 from conf.settings import Settings
-from jobs import caption_rows, deny_lists, rejects
+from jobs import caption_rows, deny_lists, facts, rejects
 from jobs.lake import Lake
-
-JOINED = " + "  # between the fingerprints of those that are compared
 
 
 def tiers(settings: Settings) -> tuple[Tier, ...]:
@@ -29,7 +27,7 @@ def tiers(settings: Settings) -> tuple[Tier, ...]:
 def fingerprints(settings: Settings) -> str:
     """-> the fingerprints of the captioners that are compared, as one text; "" for fewer than two, who cannot disagree."""
     told = sorted({caption_rows.fingerprint(settings, tier) for tier in tiers(settings)})
-    return JOINED.join(told) if len(told) > 1 else ""
+    return facts.JOINED.join(told) if len(told) > 1 else ""
 
 
 def images(lake: Lake) -> DataFrame:
@@ -60,9 +58,8 @@ def wanted(lake: Lake, settings: Settings, allowed: DataFrame) -> DataFrame | No
     if not (asked := tiers(settings)):
         return None
     drawn = sample(lake, settings, allowed).join(prohibited(lake), "image_id", "left_anti")
-    told = [
-        F.struct(F.lit(tier.name).alias("tier"), F.lit(caption_rows.fingerprint(settings, tier)).alias("fingerprint")) for tier in asked
-    ]
+    by = {caption_rows.fingerprint(settings, tier): tier.name for tier in reversed(asked)}  # two that ask the same are one
+    told = [F.struct(F.lit(name).alias("tier"), F.lit(fingerprint).alias("fingerprint")) for fingerprint, name in by.items()]
     return drawn.select("image_id", F.explode(F.array(*told)).alias("one")).select("image_id", "one.*")
 
 

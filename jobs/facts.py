@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from conf.build import Select
 from conf.settings import Settings
-from jobs import caption_sample, deny_lists, embedding
+from jobs import deny_lists, embedding
 from jobs.lake import Lake
 from udfs import compare_captioners
 from udfs.caption_words import CONTENT
@@ -64,6 +64,7 @@ WORDS = {
     "style_cluster": "styles_version",
     "style_class": "classes_version",
 }
+JOINED = " + "  # between the fingerprints of captioners that are compared: captions_version
 _TRUTH = ("true", "false")
 CLOSED = {  # value -> all the words that it can be
     "rating": ("safe", "questionable", "explicit"),
@@ -171,7 +172,7 @@ def _classes(rows: DataFrame, told_by: str | None) -> DataFrame:
 
 def _captions(rows: DataFrame, told_by: str | None) -> DataFrame:
     """told_by: caption_sample.fingerprints."""
-    asked = (told_by or "").split(caption_sample.JOINED)
+    asked = (told_by or "").split(JOINED)
     said = F.collect_list(F.struct("fingerprint", "kind", "text")).alias("said")
     mine = rows.where(F.col("fingerprint").isin(asked) & F.col("kind").isin(*CONTENT)).groupBy("image_id")
     whole = mine.agg(said, F.count_distinct("fingerprint").alias("captioners")).where(F.col("captioners") == len(asked))

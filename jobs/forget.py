@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, command_line, stop
-from jobs import artifacts, caption_ledger, deny, deny_lists, ingest, registry, session, style_sheets, traces, waves, why
+from jobs import artifacts, caption_ledger, caption_page, deny, deny_lists, ingest, registry, session, style_sheets, traces, waves, why
 from jobs.lake import Lake
 from jobs.lease import Lease, landing
 from jobs.tables import TABLES
@@ -183,9 +183,9 @@ def _clean_files(lake: Lake, settings: Settings, found: Traces) -> None:
 
 
 def _pages(lake: Lake, settings: Settings) -> list[str]:
-    """What shows pictures and is made again by its stage: the report, the style sheets."""
-    report = to_uri(settings.report.path)
-    return ([report] if lake.opener.exists(report) else []) + style_sheets.there(lake, settings)
+    """What shows pictures and is made again by its stage: the report, the captions' page, the style sheets."""
+    made = [to_uri(settings.report.path), caption_page.uri(settings)]
+    return [page for page in made if lake.opener.exists(page)] + style_sheets.there(lake, settings)
 
 
 def _clean_tables(lake: Lake, settings: Settings, found: Traces) -> None:

@@ -8,7 +8,6 @@
 # COMMAND ----------
 # %%
 import sys
-from pathlib import Path
 
 from conf.settings import load
 from jobs import caption_ledger, caption_page, caption_sample, caption_tiers, compare_captioners, session
@@ -67,6 +66,5 @@ page = caption_page.html(lake, settings)
 if "displayHTML" in globals():  # Databricks
     globals()["displayHTML"](page)
 else:
-    place = Path(settings.report.path).with_name("captions.html")
-    place.write_text(page)
-    print(f"captions: {place}")
+    lake.opener.write(caption_page.uri(settings), page.encode())
+    print(f"captions: {caption_page.uri(settings)}")
