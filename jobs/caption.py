@@ -52,6 +52,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
 
 def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
     lake, (free, paid) = stage.lake, split(settings, tiers)
+    for tier in paid:
+        caption_paid.check_key(lake, settings.captions.captioners[tier.captioner])
     leaders = _leaders(stage, settings, tiers)
     number = 0
     if free:

@@ -6,6 +6,7 @@ spend returns when it is settled. What is journaled is answered from the journal
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import partial, reduce
@@ -34,6 +35,14 @@ ENGINES = ("gemini", "openai")
 FLUSH = 16  # records of a journal part
 QUICKEST = 0.1  # seconds of an answer, for a first pace where the config names no limit: one from which a 429 can bring it down
 COLUMNS = ("image_id", "addresses", "tags", "alt_text", "known")  # of a row on a worker
+
+
+def check_key(lake: Lake, captioner: captions.Captioner) -> None:
+    """Raises Mistake when workers have no key, where that can be known before they are asked: they have this machine's environment."""
+    if captioner.key is None or not (lake.spark.sparkContext.master or "").startswith("local["):
+        return
+    if not os.environ.get(captioner.key.environment):
+        raise Mistake(f"captions: key: the environment variable {captioner.key.environment} is not set; set it before the session starts")
 
 
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:

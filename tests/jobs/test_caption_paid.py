@@ -166,9 +166,11 @@ def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: 
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
 
 
-def test_a_model_without_a_price_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
+def test_a_model_without_a_price_or_a_key_that_is_not_set_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
     with pytest.raises(Mistake, match="no price of 'gemini-9'"):
         caption.run(lake, settings(model="gemini-9"))
+    with pytest.raises(Mistake, match="the environment variable NO_SUCH_KEY is not set"):
+        caption.run(lake, settings(key={"environment": "NO_SUCH_KEY"}))
 
 
 def test_without_a_limit_in_the_config_the_pace_gives_way_to_a_server_that_has_one() -> None:
