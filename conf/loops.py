@@ -149,8 +149,8 @@ class TrainCaptioner(Loop):
     pretrained: str | None = None
     lora: Lora = Lora()
     checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, a third more FLOPs
-    # whose captions: how their fingerprint (engine:model:prompt:digest) begins, the first preferred
-    teachers: tuple[str, ...] = Field(default=("gemini", "openai"), min_length=1)
+    # whose captions: how their fingerprint (engine:model:prompt:digest) begins, the first preferred. openai:MODEL by name: it may be this model, served
+    teachers: tuple[str, ...] = Field(default=("gemini",), min_length=1)
     parts: tuple[Part, ...] = Field(default=("short", "medium", "long", "style", "tags", "ocr"), min_length=1)  # of an answer
     notes: Share = 0.5  # share of the rows whose request tells tags and alt text, where there are any
     max_tiles: Positive = 12  # of a picture, each 256 tokens; and a small one of the whole beside more than one

@@ -15,7 +15,7 @@ from conf.captions import Captioner, PromptFile, Tier
 from conf.settings import Settings, digest, load_prompt
 from jobs import classify, flag, occurrences
 from jobs.lake import Lake
-from udfs import caption_answer, caption_request, caption_tags, caption_work, token_count
+from udfs import caption_answer, caption_request, caption_tags, caption_work, internvl, internvl_prompt, token_count
 from udfs.caption_answer import Rules
 from udfs.caption_request import Prompt
 
@@ -29,7 +29,11 @@ ABOUT = ("tags", "alt_text", "rating", "style", "regions")  # what is told of an
 def fingerprint(settings: Settings, tier: Tier) -> str:
     """Of rows of `captions`: engine, model, prompt version, and a digest of all that makes a request or an answer another."""
     one, prompt = settings.captions.captioners[tier.captioner], load_prompt(settings.captions.prompt)
-    own = caption_tags.KERNEL_VERSION if one.engine == "tags" else caption_request.REQUEST_VERSION
+    kernels: dict[str, object] = {
+        "tags": caption_tags.KERNEL_VERSION,
+        "internvl": [internvl.KERNEL_VERSION, internvl_prompt.KERNEL_VERSION],
+    }
+    own = [caption_request.REQUEST_VERSION, kernels.get(one.engine)]
     told = digest(prompt, one.model_dump(mode="json", exclude=PACE), sorted(tier.parts), caption_answer.RULES_VERSION, own)
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
 

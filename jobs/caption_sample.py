@@ -42,6 +42,12 @@ def prohibited(lake: Lake) -> DataFrame:
     return lake.read("rejects").where((F.col("stage") == caption_rows.NAME) & (F.col("code") == "prohibited")).select("image_id").distinct()
 
 
+def _permitted(lake: Lake) -> DataFrame:
+    """-> image_id of every image that is neither denied nor opted out."""
+    rows = deny_lists.allowed(lake, lake.read("images").select("image_id"))
+    return rows.join(lake.read("sources").where("opt_out").select("image_id"), "image_id", "left_anti")
+
+
 def sample(lake: Lake, settings: Settings, allowed: DataFrame | None = None) -> DataFrame:
     """-> image_id of the sample. Images that are prohibited are of it: that one captioner was refused them is a finding. allowed: `images`, where the
     caller has asked for them.

@@ -83,11 +83,11 @@ def planned(lake: Lake, settings: Settings, selection: str, scores: str, version
     """-> CONTENT, and `addresses` of every source of the image, the latest first."""
     chosen = lake.read("selections").where(F.col("selection") == selection)
     chosen = chosen.select("image_id", F.coalesce("score", F.lit(NO_SCORE)).alias("score"))
-    known = prompt_facts.gather(lake, settings, scores).drop("score")
     images = lake.read("images", versions["images"]).select("image_id", "width", "height")
     sources = lake.read("sources", versions["sources"])
     told = sources.groupBy("image_id").agg(texts().alias("texts"), embedding.addresses().alias("addresses"))
-    rows = chosen.join(images, "image_id").join(told, "image_id").join(known, "image_id", "left")
+    rows = chosen.join(images, "image_id").join(told, "image_id").join(prompt_facts.captions(lake, settings), "image_id", "left")
+    rows = prompt_facts.with_marks(lake, settings, rows)
     made = {
         "captions": F.to_json(F.concat("texts", F.coalesce("captions", F.array().cast(TEXT)))).cast("binary"),
         "rating": F.coalesce("rating", F.lit("")),

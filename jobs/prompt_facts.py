@@ -21,16 +21,21 @@ def gather(lake: Lake, settings: Settings, scores: str) -> DataFrame:
     captions: an array of (id, kind, text) in the order of their ids, which name the row of `captions` for ever; `ocr` is among them, for captioners
     that learn from it, and no prompt takes it. NULL: nothing is known.
     """
+    scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))
+    known = with_marks(lake, settings, captions(lake, settings).join(scored, "image_id", "left"))
+    return known.select("image_id", "score", "rating", "cluster", "captions")
+
+
+def captions(lake: Lake, settings: Settings) -> DataFrame:
+    """-> (image_id, captions) as in `gather`."""
     rows = caption_tiers.counting(settings, lake.read("captions"))
     one = F.struct(F.concat_ws("/", "fingerprint", "kind", "part").alias("id"), "kind", "text")
-    known = rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
-    scored = lake.read("scores").where(F.col("fingerprint") == scores).select("image_id", F.col("bin").alias("score"))
-    known = (
-        known.join(scored, "image_id", "left")
-        .join(_ratings(lake, settings), "image_id", "left")
-        .join(_clusters(lake, settings), "image_id", "left")
-    )
-    return known.select("image_id", "score", "rating", "cluster", "captions")
+    return rows.groupBy("image_id").agg(F.sort_array(F.collect_list(one)).alias("captions"))
+
+
+def with_marks(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
+    """Rows with image_id -> the same with rating and cluster, NULL where nothing is known."""
+    return rows.join(_ratings(lake, settings), "image_id", "left").join(_clusters(lake, settings), "image_id", "left")
 
 
 def _ratings(lake: Lake, settings: Settings) -> DataFrame:

@@ -48,10 +48,10 @@ def section(lake: Lake, settings: Settings, draw: Draw) -> dict[str, Any]:
 
 def _apart(lake: Lake, settings: Settings, pairs: pd.DataFrame, fingerprints: dict[str, str], draw: Draw) -> list[dict[str, Any]]:
     """(image_id, first, second, agreement) -> the images of the least mean agreement, with what each captioner wrote."""
+    if pairs.empty:  # no two have a kind of text in common
+        return []
     many = settings.report.images_per_group
     lowest = pairs.groupby("image_id")["agreement"].mean().nsmallest(SPARE * many)
-    if lowest.empty:
-        return []
     ids = [(bytearray(row["image_id"]), row["agreement"]) for row in lowest.reset_index().to_dict("records")]
     chosen = lake.spark.createDataFrame(ids, "image_id BINARY, agreement DOUBLE")
     names = F.create_map(*[F.lit(part) for name, one in fingerprints.items() for part in (one, name)])

@@ -147,7 +147,7 @@ TABLES: dict[str, Table] = {
             (
                 _ID_CHECK,
                 ("kind_is_known", "kind IN ('short', 'medium', 'long', 'style', 'tags', 'ocr')"),
-                ("has_text", "text != '' AND part >= 0 AND tokens > 0"),
+                ("has_text", "part >= 0 AND (text != '' AND tokens > 0 OR kind = 'ocr' AND part = 0)"),
             ),
         ),
         Table(

@@ -1,8 +1,8 @@
 """An image's captions in an export -> what a captioner is taught of it: the request as inference renders it, and the teacher's answer.
 
-The answer is put together from the rows of one teacher (an engine, model and prompt version: the fingerprint in the captions' ids). Where it has
-every part that is asked for, a picture without a row of OCR has no text; an answer that is not whole is taught as the answer to a request for the
-parts it has. The language is the one that the prompt's rules ask for: no other was landed.
+The answer is put together from the rows of one teacher (an engine, model and prompt version: the fingerprint in the captions' ids) that was asked by
+the prompt version that is taught. An empty row of OCR says that the picture has no text; an answer that is not whole is taught as the answer to a
+request for the parts it has. The language is the one that the prompt's rules ask for: no other was landed.
 
 Whether the request tells tags and alt text is a draw from (seed, epoch, image): the student is asked both ways.
 """
@@ -69,10 +69,15 @@ def answer(course: Course, known: Sequence[Caption]) -> dict[str, Any]:
     told = [(one.id.rsplit("/", 2), one) for one in known]
     rows = [(place[0], one.kind, int(place[2]), one.text) for place, one in told if len(place) == 3 and place[2].isdigit()]
     for teacher in course.teachers:
-        for fingerprint in sorted({row[0] for row in rows if row[0].startswith(teacher)}):
+        for fingerprint in sorted({row[0] for row in rows if row[0].startswith(teacher) and _asked_by(row[0]) == course.prompt.name}):
             if parts := _parts(course, sorted(row[1:] for row in rows if row[0] == fingerprint)):
                 return parts
     return {}
+
+
+def _asked_by(fingerprint: str) -> str:
+    """engine:model:prompt:digest -> the prompt version."""
+    return fingerprint.rsplit(":", 2)[-2] if fingerprint.count(":") > 2 else ""
 
 
 def _parts(course: Course, rows: Sequence[tuple[str, int, str]]) -> dict[str, Any]:
@@ -80,14 +85,13 @@ def _parts(course: Course, rows: Sequence[tuple[str, int, str]]) -> dict[str, An
     texts: dict[str, list[str]] = {}
     for kind, _, text in rows:
         texts.setdefault(kind, []).append(text)
-    whole = all(part in texts for part in course.parts if part not in (OCR, LANGUAGE))
     parts: dict[str, Any] = {}
     for part in course.parts:
-        if part == OCR and (part in texts or whole):
-            parts[part] = texts.get(part, [])
+        if part == OCR and part in texts:
+            parts[part] = [text for text in texts[part] if text]
         elif part in texts:
             parts[part] = texts[part][0].split(", ") if part == "tags" else texts[part][0]
-    return parts | {LANGUAGE: course.language} if parts and texts else {}
+    return parts | {LANGUAGE: course.language} if any(parts.values()) else {}
 
 
 def _draw(seed: int, epoch: int, image_id: bytes) -> float:

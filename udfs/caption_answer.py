@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 TEXTS = ("short", "medium", "long", "style")
 LISTS = ("tags", "ocr")
 PARTS = (*TEXTS, *LISTS, "language")
@@ -114,6 +114,10 @@ def check(
             found = _of_words(part, parts[part], banned, known, rules.contradictions, tags)
         if found is not None:
             faults.append(found)
+            del parts[part]
+    if any(fault.part == "language" and fault.code == "language" for fault in faults):
+        for part in [part for part in TEXTS if part in parts and part in asked]:  # in another language, or in none that is named
+            faults.append(Fault(part, "language", "of an answer in another language"))
             del parts[part]
     return Checked({part: _plain(parts[part]) for part in PARTS if part in parts and part in asked}, tuple(faults))
 

@@ -92,7 +92,8 @@ def answered(row: Row, answers: Sequence[Answer], calls: int = 0) -> dict[str, A
     for kind in (*TEXTS, *LISTS):
         if kind in parts:
             value, key = parts[kind]
-            found = [", ".join(value)] if kind == "tags" else value if kind == "ocr" else [value]
+            # of a picture without text one empty row of OCR: that it was looked for, and none is there
+            found = [", ".join(value)] if kind == "tags" else value or [""] if kind == "ocr" else [value]
             texts += [{"kind": kind, "part": number, "text": text, "key": key} for number, text in enumerate(found)]
     state = WHOLE if all(part in parts for part in PARTS) else PARTIAL if texts else FAILED
     told = _row(row, answers[-1].request.key, state, calls)
