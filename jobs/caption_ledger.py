@@ -111,10 +111,11 @@ def blot(lake: Lake, parts: list[str], images: frozenset[str]) -> None:
         caption_wave.blot(lake.opener, part, images)
 
 
-def known(lake: Lake) -> DataFrame | None:
-    """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
+def known(lake: Lake, since: tuple[str, int] | None = None) -> DataFrame | None:
+    """-> (image_id, known: JSON of every call for it in settled waves); None before the first one. since: (run, number) for the later waves of a run."""
+    asked = [wave for wave in _waves(lake) if since is None or (wave.run == since[0] and wave.number > since[1])]
     with ThreadPoolExecutor(8) as pool:
-        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), _waves(lake)) if one is not None and one["calls"]]
+        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), asked) if one is not None and one["calls"]]
     parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
     copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
     read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
