@@ -32,9 +32,8 @@ def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of what a captioner is to be asked, each image at most once by each: neither captioned by it, nor refused for good, nor by
     the captioner of an earlier tier.
     """
-    allowed = caption_sample.images(lake)
-    rows = _own(lake, settings, allowed)
-    if (compared := caption_sample.wanted(lake, settings, allowed)) is not None:
+    rows = _own(lake, settings, caption_sample.images(lake))
+    if (compared := caption_sample.wanted(lake, settings)) is not None:
         rows = compared.unionByName(rows.join(compared, ["image_id", "fingerprint"], "left_anti"))
     return caption_sample.lacking(lake, settings, rows)
 
