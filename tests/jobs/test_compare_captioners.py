@@ -266,9 +266,7 @@ def test_the_notebook_shows_captions_prompts_ledger_and_comparison(
     assert all(text in page for text in ("Captioners compared", "What was paid", "epoch 2", "data:image/jpeg;base64,", "agreement 0."))
 
 
-def test_what_is_opted_out_is_not_of_the_sample_though_prohibited_and_the_notebook_ends_without_a_comparison(
-    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_opted_out_is_not_of_the_sample_though_a_service_called_it_prohibited(build: Build) -> None:
     lake, banned = build.lake, build.sample()[0]
     row = lake.read("sources").where(F.col("image_id") == banned).limit(1).withColumns({"opt_out": F.lit(True), "run": F.lit("by hand")})
     lake.append("sources", lake.spark.createDataFrame(row.collect(), lake.read("sources").schema), "opted out", 0)
@@ -276,9 +274,15 @@ def test_what_is_opted_out_is_not_of_the_sample_though_prohibited_and_the_notebo
     assert bytes(banned) in prohibited
     left = {bytes(one) for one in build.sample(images=None)}
     assert len(left) == IMAGES - 1 and bytes(banned) not in left
+
+
+@pytest.mark.proof
+def test_the_notebook_makes_its_page_where_there_is_no_comparison_to_make(
+    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = build.folder / "build.yaml"
     config.write_text(yaml.safe_dump(build.settings(covers=1.0).model_dump(mode="json")))
-    (build.folder / "captions.html").unlink()
+    (build.folder / "captions.html").unlink()  # of the test before
     monkeypatch.setattr(sys, "argv", [str(NOTEBOOK), str(config)])
     runpy.run_path(str(NOTEBOOK), run_name="__main__")
     assert "two captioners must have been asked about 100% of them" in capsys.readouterr().out  # a new image took the place
