@@ -4,7 +4,9 @@
     python -m benchmarks.caption_loops OUT.json pace|limit|memory ROWS
 
 `ours` is a task as the stage runs it: requests rendered, answers checked, every call durable in a journal; `sdk` the bare google-genai call with the
-same picture, prompt and configuration; `aiohttp` the same bytes posted without the SDK. CPU is this process's own: the server's is not in it.
+same picture, prompt and configuration; `aiohttp` the same body posted without the SDK. Both say one prompt and schema for all rows, rendered once: only
+`ours` renders a request for each. No picture is read, decoded or rendered anywhere: it is the same bytes with a number behind them. CPU is this process's
+own: the server's is not in it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from google.genai import types
 from conf.settings import Settings
 from jobs import caption_rows
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_run, caption_work
+from udfs import caption_run, caption_work, gemini_batch
 from udfs.caption_budget import Price
 from udfs.caption_journal import Journal, Place
 from udfs.caption_record import Terms
@@ -95,25 +97,25 @@ def bare(how: str, url: str, rows: int) -> None:
     """The same requests without what makes them accountable."""
     mine = tier(url, IN_FLIGHT)
     work = caption_work.work(mine)
-    options = caption_work.gemini_options(mine.captioner)
+    first = work.render({"image_id": bytes(32), "tags": ["fox", "snow"], "alt_text": "", "known": None})
+    options = {**caption_work.gemini_options(mine.captioner), **first.options}
+    told = gemini_batch.body(first, b"", "image/jpeg", options)  # system instruction, schema, safety settings and all
+    inline = told["contents"][0]["parts"][0]["inlineData"]
 
-    async def sdk(client: genai.Client, config: types.GenerateContentConfig, number: int, prompt: str) -> None:
-        contents: Any = [types.Part.from_bytes(data=picture(number), mime_type="image/jpeg"), prompt]
+    async def sdk(client: genai.Client, config: types.GenerateContentConfig, number: int) -> None:
+        contents: Any = [types.Part.from_bytes(data=picture(number), mime_type="image/jpeg"), first.prompt]
         reply = await client.aio.models.generate_content(model=options["model"], contents=contents, config=config)
         assert reply.text
 
-    async def raw(session: aiohttp.ClientSession, number: int, prompt: str, schema: Any) -> None:
-        parts = [{"inlineData": {"data": base64.b64encode(picture(number)).decode(), "mimeType": "image/jpeg"}}, {"text": prompt}]
-        body = json.dumps({"contents": [{"parts": parts}], "generationConfig": {"responseJsonSchema": schema}}).encode()
+    async def raw(session: aiohttp.ClientSession, number: int) -> None:
+        inline["data"] = base64.b64encode(picture(number)).decode()  # until the next await nobody else is at it
+        body = json.dumps(told).encode()
         target = f"{url}/v1/models/{options['model']}:generateContent"
         async with session.post(target, data=body, headers={"content-type": "application/json"}) as reply:
             assert json.loads(await reply.text())["candidates"]
 
     async def run() -> None:
-        rows_ = (row for frame in frames(rows) for row in frame.to_dict("records"))
-        requests = (work.render({str(name): value for name, value in row.items()}) for row in rows_)
         gate = asyncio.Semaphore(IN_FLIGHT)
-        first = work.render({"image_id": bytes(32), "tags": ["fox", "snow"], "alt_text": ""})
         config = types.GenerateContentConfig(**generation(first, options))
         client = genai.Client(api_key="k" * 30, vertexai=False, http_options=types.HttpOptions(base_url=url, api_version="v1"))
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as tasks:
@@ -124,10 +126,9 @@ def bare(how: str, url: str, rows: int) -> None:
                 finally:
                     gate.release()
 
-            for number, request in enumerate(requests):
+            for number in range(rows):
                 await gate.acquire()
-                call = sdk(client, config, number, request.prompt) if how == "sdk" else raw(session, number, request.prompt, request.schema)
-                tasks.create_task(one(call))
+                tasks.create_task(one(sdk(client, config, number) if how == "sdk" else raw(session, number)))
 
     asyncio.run(run())
 
@@ -152,8 +153,8 @@ def pace(rows: int) -> dict[str, float]:
 
 
 def limit(rows: int) -> dict[str, float]:
-    """A hidden limit of half of what the config believes, which is halved after half of the rows -> share of it that is used, share of 429s, and
-    seconds until 429s are rare again (at most 1 % in 10 s)."""
+    """A hidden limit of half of what the config believes, which is halved after half of the rows -> share of it that is used, share of 429s (both
+    from the 11th second on, until it is halved), and seconds until 429s are rare again (at most 1 % in 10 s)."""
     looks: list[tuple[float, int, int]] = []  # seconds, answered, refused
     halved = [0.0]
     with GeminiServer({"latency": LATENCY, "limit": LIMIT, "limit_says": "nothing"}, process=True) as server:

@@ -1,7 +1,7 @@
 """The images that several captioners are asked about (`compare_captioners`), so that they can be compared; each of them is a tier of its own.
 
-The sample: of the images that are neither denied nor opted out, the `images` with the lowest hash of seed and image id. New images displace a few of
-it, as many as fall among the lowest; what these were captioned with stays.
+The sample: of the images that are neither denied nor opted out, the `compare_captioners.images` with the lowest hash of seed and image id. New images
+displace a few of it, as many as fall among the lowest; what these were captioned with stays.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def fingerprints(settings: Settings) -> str:
 
 def images(lake: Lake) -> DataFrame:
     """-> image_id of every image that may be captioned: neither denied nor opted out, and none that a service has called prohibited."""
-    rows = deny_lists.allowed(lake, lake.read("images").select("image_id"))
-    rows = rows.join(lake.read("sources").where("opt_out").select("image_id"), "image_id", "left_anti")
-    return rows.join(prohibited(lake), "image_id", "left_anti")
+    return _permitted(lake).join(prohibited(lake), "image_id", "left_anti")
 
 
 def prohibited(lake: Lake) -> DataFrame:
@@ -48,22 +46,19 @@ def _permitted(lake: Lake) -> DataFrame:
     return rows.join(lake.read("sources").where("opt_out").select("image_id"), "image_id", "left_anti")
 
 
-def sample(lake: Lake, settings: Settings, allowed: DataFrame | None = None) -> DataFrame:
-    """-> image_id of the sample. Images that are prohibited are of it: that one captioner was refused them is a finding. allowed: `images`, where the
-    caller has asked for them.
-    """
-    wanted = settings.compare_captioners
-    rows = (images(lake) if allowed is None else allowed).unionByName(prohibited(lake)).distinct()
+def sample(lake: Lake, settings: Settings) -> DataFrame:
+    """-> image_id of the sample. Images that are prohibited are of it: that one captioner was refused them is a finding."""
+    wanted, rows = settings.compare_captioners, _permitted(lake)
     if wanted.images is None:
         return rows
     return rows.orderBy(F.xxhash64(F.lit(wanted.seed), "image_id"), "image_id").limit(wanted.images)
 
 
-def wanted(lake: Lake, settings: Settings, allowed: DataFrame) -> DataFrame | None:
+def wanted(lake: Lake, settings: Settings) -> DataFrame | None:
     """-> (image_id, tier, fingerprint) of the sample and each captioner that is compared; None where the config compares none."""
     if not (asked := tiers(settings)):
         return None
-    drawn = sample(lake, settings, allowed).join(prohibited(lake), "image_id", "left_anti")
+    drawn = sample(lake, settings).join(prohibited(lake), "image_id", "left_anti")
     by = {caption_rows.fingerprint(settings, tier): tier.name for tier in reversed(asked)}  # two that ask the same are one
     told = [F.struct(F.lit(name).alias("tier"), F.lit(fingerprint).alias("fingerprint")) for fingerprint, name in by.items()]
     return drawn.select("image_id", F.explode(F.array(*told)).alias("one")).select("image_id", "one.*")
@@ -83,6 +78,6 @@ def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
 
 def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of the sample that a captioner of the comparison is still to be asked about."""
-    rows = wanted(lake, settings, images(lake))
+    rows = wanted(lake, settings)
     assert rows is not None
     return lacking(lake, settings, rows)

@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.captions import Tier
+from conf.section import Mistake
 from conf.settings import Settings
 from jobs import caption_rows, caption_sample, facts, score, select_images
 from jobs.lake import Lake
@@ -32,17 +33,30 @@ def pending(lake: Lake, settings: Settings) -> DataFrame:
     """-> (image_id, tier) of what a captioner is to be asked, each image at most once by each: neither captioned by it, nor refused for good, nor by
     the captioner of an earlier tier.
     """
-    allowed = caption_sample.images(lake)
-    rows = _own(lake, settings, allowed)
-    if (compared := caption_sample.wanted(lake, settings, allowed)) is not None:
+    rows = _own(lake, settings, caption_sample.images(lake))
+    if (compared := caption_sample.wanted(lake, settings)) is not None:
         rows = compared.unionByName(rows.join(compared, ["image_id", "fingerprint"], "left_anti"))
     return caption_sample.lacking(lake, settings, rows)
+
+
+def demand(lake: Lake, settings: Settings) -> None:
+    """Raises Mistake when a stage has not given yet what tiers' rules ask for: an image without the value would fall to a later tier, be captioned
+    there, and perhaps be paid for twice. Disagreement is none of it: it comes of the comparison, which is captioned first.
+    """
+    values = sorted(_asked(settings) - {"disagreement"})
+    if not values:
+        return
+    head = score.champion(settings) if {"score", "score_raw"} & set(values) else None
+    if late := select_images.late(lake, settings, values, head):
+        raise Mistake(
+            f"captions: tiers ask for {', '.join(values)}, and images have no such value yet; run the stages {', '.join(late)} first"
+        )
 
 
 def assigned(lake: Lake, settings: Settings, images: DataFrame) -> DataFrame:
     """Rows with image_id -> (image_id, tier) of those that are in a tier of `captions`. Of caption_sample.images: who captions what."""
     tiers = settings.captions.tiers
-    values = sorted({rule.value for tier in tiers for rule in tier.rules})
+    values = sorted(_asked(settings))
     if values:
         images = images.join(_values(lake, settings, values), "image_id")
     tier: Column = F.lit(None).cast("string")
@@ -87,6 +101,11 @@ def _rank(settings: Settings) -> Column:
 
 def _map(pairs: Iterable[tuple[str, object]]) -> Column:
     return F.create_map(*[F.lit(one) for pair in pairs for one in pair])
+
+
+def _asked(settings: Settings) -> set[str]:
+    """-> the values that rules of tiers are over."""
+    return {rule.value for tier in settings.captions.tiers for rule in tier.rules}
 
 
 def _values(lake: Lake, settings: Settings, values: Sequence[str]) -> DataFrame:

@@ -1,4 +1,5 @@
-"""captions, caption_calls, rejects -> the captioners beside each other, on the images that all of them were asked about: an MLflow run.
+"""captions, caption_calls, rejects -> the captioners beside each other, on the images that all of them were asked about (or that the service of
+one of them prohibits): an MLflow run.
 
     spark-submit --jars '.cache/jars/*.jar' jobs/compare_captioners.py --config my.yaml
 
@@ -6,7 +7,8 @@ The sample is that of `compare_captioners` (its captioners caption it in the sta
 by another prompt or model of before too. Lengths, tags named, text read, refusals, sameness, agreement of each pair, tokens and money, with intervals
 over a bootstrap of images (udfs/compare_captioners.py, udfs/caption_words.py). The run holds them as metrics, as `captioners.csv`, as
 `comparison.json` for the report, and in `images.parquet` the agreement of each pair about each image. A second run on the same rows does nothing.
-Cost: joins of narrow tables with a sample; of at most 5,000 images the texts reach the driver, which measures them in seconds.
+Cost: joins of narrow tables with a sample; of at most 5,000 images the texts reach the driver, which measures them in seconds, or in
+minutes where the pictures hold much text (the edits of two texts cost the product of their lengths).
 """
 
 from __future__ import annotations

@@ -15,15 +15,20 @@ from conf.section import Mistake
 from conf.settings import Settings
 from jobs import caption_rows, caption_sample
 from jobs.lake import Lake
-from udfs.compare_captioners import Given, Said
+from udfs.compare_captioners import NOT_SHOWN, Given, Said
 
 MOST = 5_000  # images of the sample that are compared: their texts are a few KB each
+# codes of rejects that are the captioner's answer to an image; others (missing, decode_failed, out_of_memory, ...) say that it was not asked
+ANSWERS = ("answer_refused", "prohibited", "not_captioned", "nothing_known", "not_finite")
+PROHIBITED = "prohibited"
 Dicts = list[dict[str, Any]]
 TOKENS = {"input_tokens": ("prompt_tokens", "image_tokens"), "output_tokens": ("output_tokens", "thought_tokens")}
 
 
 class Rows(NamedTuple):
-    """Of the sample's images, ids in hex. given: tags, read; texts, refusals: a row a text, a reject; calls: their sums, a row an image and captioner."""
+    """Of the sample's images, ids in hex. given: tags, read; texts: a row a text; refusals: a row a reject for good that is the
+    captioner's own; calls: their sums, a row an image and captioner.
+    """
 
     given: Dicts
     texts: Dicts
@@ -38,7 +43,8 @@ class Rows(NamedTuple):
 
 class Asked(NamedTuple):
     """names: fingerprint -> short name, of those that are compared; left_out: short name -> images of the sample that it was asked about;
-    images: those that all compared were asked about, in hex; sample: how many there are in it.
+    images: those that all compared were asked about, or one of them called prohibited, so that the later ones were not: in hex; sample: how many
+    there are in it.
     """
 
     names: dict[str, str]
@@ -48,7 +54,9 @@ class Asked(NamedTuple):
 
 
 def gather(lake: Lake, settings: Settings) -> Rows:
-    """The sample (MOST images of it at most), and what any captioner made of it. A captioner's reject counts where it has given no text since."""
+    """The sample (MOST images of it at most), and what any captioner made of it. A captioner's reject counts where it is for good, of ANSWERS, and no
+    text came since: what will be tried again is not known yet.
+    """
     order = F.xxhash64(F.lit(settings.compare_captioners.seed), "image_id")
     sample = caption_sample.sample(lake, settings).orderBy(order, "image_id").limit(MOST)
 
@@ -59,7 +67,12 @@ def gather(lake: Lake, settings: Settings) -> Rows:
     given = caption_rows.about(lake, settings, sample).select("image_id", "tags", F.concat_ws("\n", "regions").alias("read"))
     texts = of("captions").select(*keys, "kind", "part", "text", "tokens", "tokenizer")
     why = F.when(F.col("code") == "not_captioned", F.split_part("detail", F.lit(":"), F.lit(1))).otherwise(F.col("code"))
-    refused = of("rejects", f"stage = '{caption_rows.NAME}'").groupBy(*keys).agg(F.max_by(why, "attempts").alias("code"))
+    refused = (
+        of("rejects", f"stage = '{caption_rows.NAME}' AND permanent")
+        .where(F.col("code").isin(*ANSWERS))
+        .groupBy(*keys)
+        .agg(F.max_by(why, "attempts").alias("code"))
+    )
     sums = [F.sum(F.coalesce(one, F.lit(0)) + F.coalesce(other, F.lit(0))).alias(name) for name, (one, other) in TOKENS.items()]
     calls = of("caption_calls").groupBy(*keys).agg(F.count("*").alias("calls"), *sums, F.sum("nano_usd").alias("nano_usd"))
     return Rows(_listed(given, ["image_id"]), _listed(texts, [*keys, "kind", "part"]), _listed(refused, keys), _listed(calls, keys))
@@ -70,21 +83,28 @@ def who(settings: Settings, rows: Rows) -> Asked:
     asked = {(row["fingerprint"], row["image_id"]) for row in (*rows.texts, *rows.refusals)}
     counts = dict(sorted(Counter(fingerprint for fingerprint, _ in asked).items()))
     names, covers = short_names(settings, list(counts)), settings.compare_captioners.covers
-    compared = {one: names[one] for one in sorted(counts, key=lambda one: names[one]) if counts[one] >= covers * len(rows.given)}
+    banned = {(row["fingerprint"], row["image_id"]) for row in rows.refusals if row["code"] == PROHIBITED}
+    hidden = {image for _, image in banned}  # from everybody who was not asked about it before
+
+    def enough(one: str) -> bool:
+        return counts[one] >= covers * sum(row["image_id"] not in hidden or (one, row["image_id"]) in asked for row in rows.given)
+
+    compared = {one: names[one] for one in sorted(counts, key=lambda one: names[one]) if enough(one)}
     if len(compared) < 2:
         told = ", ".join(f"{names[one]} ({count})" for one, count in counts.items()) or "nobody"
         raise Mistake(
             f"compare_captioners: of the sample's {len(rows.given)} images were asked: {told}; two captioners must have been asked about {covers:.0%} "
             "of them: name them in compare_captioners.captioners and run the stage caption"
         )
-    images = [row["image_id"] for row in rows.given if all((one, row["image_id"]) in asked for one in compared)]
+    every = [row["image_id"] for row in rows.given]
+    images = [image for image in every if any((one, image) in banned for one in compared) or all((one, image) in asked for one in compared)]
     if not images:
         raise Mistake(f"compare_captioners: no image was asked of all of {list(compared.values())}; run the stage caption to its end")
     return Asked(compared, {names[one]: count for one, count in counts.items() if one not in compared}, images, len(rows.given))
 
 
 def for_kernel(rows: Rows, asked: Asked) -> tuple[list[Given], dict[str, list[Said]]]:
-    """-> the images and, by short name, what each captioner said of them."""
+    """-> the images and, by short name, what each captioner said of them; NOT_SHOWN where it has neither text nor reject."""
     given = {row["image_id"]: row for row in rows.given}
     texts: dict[tuple[str, str], dict[str, list[str]]] = {}
     tokens: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -97,7 +117,7 @@ def for_kernel(rows: Rows, asked: Asked) -> tuple[list[Given], dict[str, list[Sa
 
     def said(key: tuple[str, str]) -> Said:
         spent = [paid[key][name] if key in paid else 0 for name in ("calls", *TOKENS, "nano_usd")]
-        return Said(texts.get(key, {}), tokens.get(key, {}), "" if key in texts else codes.get(key, ""), *spent)
+        return Said(texts.get(key, {}), tokens.get(key, {}), "" if key in texts else codes.get(key, NOT_SHOWN), *spent)
 
     images = [Given(bytes.fromhex(one), given[one]["tags"], given[one]["read"]) for one in asked.images]
     return images, {name: [said((fingerprint, one)) for one in asked.images] for fingerprint, name in asked.names.items()}

@@ -18,7 +18,7 @@ from jobs.lake import Lake
 from jobs.report_captions import ORDER, Draw
 from udfs import explained
 
-SECTION_VERSION = 1
+SECTION_VERSION = 2
 KINDS = ("short", "medium", "long", "tags")  # that are shown of an image
 SPARE = 4  # times the images that are shown: denied and explicit ones are left out
 

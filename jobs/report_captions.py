@@ -20,9 +20,10 @@ from jobs.lake import Lake
 from udfs import compose_prompt, token_count
 from udfs.compose_prompt import Caption, Known
 
-SECTION_VERSION = 2
+SECTION_VERSION = 3
 EPOCHS = 3
 SEED = 7  # of the prompts that are shown
+NO_TEXT = "no text in the picture"  # of an empty row of OCR
 ORDER = ("short", "medium", "long", "style", "tags", "ocr")
 
 Draw = Callable[[DataFrame, str], dict[Any, list[dict[str, Any]]]]
@@ -46,7 +47,7 @@ def section(lake: Lake, settings: Settings, scores: str, draw: Draw) -> dict[str
         F.median("tokens").alias("median"),
         F.max("tokens").alias("most"),
     ]
-    counted = [row.asDict() for row in rows.groupBy(*by).agg(*measures).collect()]  # a row a captioner and kind
+    counted = [row.asDict() for row in rows.where("text != ''").groupBy(*by).agg(*measures).collect()]  # a row a captioner and kind
     if not counted:
         return {"absent": "no image has a caption under this config yet; run the stage caption"}
     try:
@@ -83,5 +84,6 @@ def _shown(settings: Settings, one: dict[str, Any]) -> dict[str, Any]:
         (f"epoch {epoch}", compose_prompt.compose(known, compose_prompt.VARIED, SEED, epoch, count, most)) for epoch in range(EPOCHS)
     ]
     texts = sorted(told["texts"], key=lambda text: (ORDER.index(text["kind"]), text["captioner"], text["part"]))
+    texts = [text | {"text": text["text"] or NO_TEXT} for text in texts]
     composed = [{"name": name, "tokens": made.tokens, "text": made.text} for name, made in prompts]
     return {"picture": one["picture"], "why": one["why"], "name": one["name"], "texts": texts, "prompts": composed}

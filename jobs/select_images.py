@@ -74,27 +74,42 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
 def _demand(lake: Lake, settings: Settings, head: Head) -> None:
     """Raises Mistake when a stage has not given yet what the selection asks for: a missing value must not be a stage that was left out."""
     deny_lists.require_applied(lake, settings, "select")
-    asked = facts.tables_used(facts.used(settings.select))
-    outputs = [PIXELS, load_encoder(settings.encoder).name]
-    outputs += [load_detector(name).name for name in settings.embed.detectors] if "flags" in asked else []
-    outputs += [centres.encoder(settings)] if "styles" in asked else []
-    needed = F.array(*[F.lit(name) for name in outputs])
-    if not embed.pending(lake, settings).where(F.arrays_overlap("untried", needed)).isEmpty():
+    values = facts.used(settings.select)
+    found = late(lake, settings, values, head)
+    if "embed" in found:
         raise Mistake(
             "select: images have no vector, detection or pixel statistics by this config yet; run the stages embed and score first"
         )
-    if not score.pending(lake, settings, head).isEmpty():
+    if "score" in found:
         raise Mistake(f"select: images have no score by {head.model} version {head.version} yet; run the stage score first")
+    if found:
+        asked = ", ".join(facts.tables_used(values))
+        raise Mistake(f"select: rules or caps ask for {asked}, and images have none yet; run the stages {', '.join(found)} first")
+
+
+def late(lake: Lake, settings: Settings, values: Sequence[str], head: Head | None) -> list[str]:
+    """-> the stages that have not given yet what rules over these values ask for, in their order; where vectors or scores lack, these alone, as the
+    others come after them. head: the scorer whose scores are asked for; None: none are. Each is a look for one pending row.
+    """
+    asked, versions = facts.tables_used(values), {(facts.NUMBERS | facts.WORDS)[value] for value in values}
     heads = _heads(settings) if {"flags", "classes"} & set(asked) else []
-    late = ["classify"] if any(not classify.pending(lake, one).isEmpty() for one in heads) else []
+    outputs = [PIXELS] if head is not None or "pixels_version" in versions else []
+    outputs += [load_encoder(settings.encoder).name] if head is not None or heads else []
+    outputs += [load_detector(name).name for name in settings.embed.detectors] if "flags" in asked else []
+    outputs += [centres.encoder(settings)] if "styles" in asked else []
+    needed = F.array(*[F.lit(name) for name in outputs])
+    if outputs and not embed.pending(lake, settings).where(F.arrays_overlap("untried", needed)).isEmpty():
+        return ["embed"] if head is None else ["embed", "score"]
+    if head is not None and not score.pending(lake, settings, head).isEmpty():
+        return ["score"]
+    found = ["classify"] if any(not classify.pending(lake, one).isEmpty() for one in heads) else []
     if "styles" in asked and not assign_styles.pending(lake, settings, centres.current(settings)).isEmpty():
-        late.append("assign_styles")
+        found.append("assign_styles")
     if "flags" in asked and not flag.pending(lake, flag.evidence(settings, heads)).isEmpty():
-        late.append("flag")
+        found.append("flag")
     if "captions" in asked and not caption_sample.pending(lake, settings).isEmpty():
-        late.append("caption")
-    if late:
-        raise Mistake(f"select: rules or caps ask for {', '.join(asked)}, and images have none yet; run the stages {', '.join(late)} first")
+        found.append("caption")
+    return found
 
 
 def made_by(settings: Settings, values: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@
 # %%
 import sys
 
+from conf.section import Mistake
 from conf.settings import load
 from jobs import caption_ledger, caption_page, caption_sample, caption_tiers, compare_captioners, session
 from jobs.lake import Lake
@@ -53,7 +54,10 @@ caption_ledger.summed(lake).show(100, truncate=False)
 # COMMAND ----------
 # %%
 if settings.compare_captioners.captioners:
-    compare_captioners.run(lake, settings)
+    try:
+        compare_captioners.run(lake, settings)
+    except Mistake as mistake:  # such as a captioner that has not been asked yet: what there is stands below all the same
+        print(mistake)
 
 # COMMAND ----------
 # %% [markdown]

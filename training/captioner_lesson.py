@@ -21,7 +21,7 @@ from training.captions import Caption
 from udfs import caption_answer, caption_request
 from udfs.caption_request import Prompt, Request
 
-KERNEL_VERSION = 1  # raised when the same captions would give another lesson
+KERNEL_VERSION = 2  # raised when the same captions would give another lesson
 LANGUAGE, OCR = "language", "ocr"
 
 
@@ -41,6 +41,11 @@ class Lesson(NamedTuple):
     request: Request
     tags: Sequence[str]
     parts: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the request's key and the answer: losses on two lessons of one image do not compare."""
+        return hashlib.sha256(json.dumps([self.request.key, dict(self.parts)]).encode()).hexdigest()
 
 
 def course(told: PromptFile, wanted: TrainCaptioner) -> Course:

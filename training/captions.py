@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from conf.section import Mistake
 from udfs import compose_prompt
 
+NO_CAPTIONS = ("ocr", "style")  # a text in the picture, and words on how it is made: neither says what it shows
 MIXES = {"v7": compose_prompt.V7, "varied": compose_prompt.VARIED}
 
 
@@ -34,7 +35,8 @@ def choose(raw_json: bytes, image_id: bytes, seed: int, epoch: int, shares: Mapp
     """[{"id": "...", "kind": "short", "text": "..."}, ...] as UTF-8 JSON -> one of the texts, "" in `no_text` of the cases or when there is none to take.
 
     With `shares` a kind is drawn by its share among the kinds that the image has, then one of its texts; kinds that are not in
-    `shares` are not taken. Without, all texts are alike, but for OCR: a text in the picture is no caption of it. The order of the list does not matter.
+    `shares` are not taken. Without, all texts are alike, but for NO_CAPTIONS. An empty text (of OCR: none was seen) is never taken. The order of the list
+    does not matter.
     """
     return choose_from(read(raw_json, image_id), image_id, seed, epoch, shares, no_text)
 
@@ -62,13 +64,14 @@ def compose(
 def choose_from(captions: list[Caption], image_id: bytes, seed: int, epoch: int, shares: Mapping[str, float], no_text: float) -> str:
     """As `choose`, of captions that are read already."""
     drop, kind_at, text_at = _draw(seed, epoch, image_id)
+    captions = [c for c in captions if c.text]
     if drop < no_text:
         return ""
     if shares:
         kind = _pick_kind(sorted({c.kind for c in captions} & set(shares)), shares, kind_at)
         captions = [c for c in captions if c.kind == kind]
     else:
-        captions = [c for c in captions if c.kind != "ocr"]
+        captions = [c for c in captions if c.kind not in NO_CAPTIONS]
     texts = sorted(captions)
     return texts[int(text_at * len(texts))].text if texts else ""
 
@@ -83,14 +86,20 @@ def read(raw_json: bytes, image_id: bytes) -> list[Caption]:
         ) from None
 
 
-def check_kinds(rows: list[list[Caption]], shares: Mapping[str, float]) -> str:
-    """-> a line on the kinds of `shares` that none of these images has, "" when there are none. Raises Mistake when they have no kind of it."""
-    found = {caption.kind for captions in rows for caption in captions}
+def check_kinds(rows: list[list[Caption]], shares: Mapping[str, float], mix: str | None = None) -> str:
+    """-> a line on the kinds of `shares` that none of these images has, "" when there are none. Raises Mistake when they have no kind of it.
+
+    mix: whose kinds of content they are; of one nothing is raised, as its prompts have tags and marks besides.
+    """
+    found = {caption.kind for captions in rows for caption in captions if caption.text}
     missing = sorted(set(shares) - found)
     if not missing:
         return ""
-    told = f"train_diffusion.captions: given {sorted(shares)}; of {len(rows)} held-out images none has {missing}, they have {sorted(found)}"
-    if len(missing) == len(shares):
+    asked_by = "captions" if mix is None else f"mix {mix}"
+    told = (
+        f"train_diffusion.{asked_by}: given {sorted(shares)}; of {len(rows)} held-out images none has {missing}, they have {sorted(found)}"
+    )
+    if len(missing) == len(shares) and mix is None:
         raise Mistake(f"{told}: nothing would be trained with a text")
     return told
 

@@ -169,7 +169,8 @@ class FitCaptioner:
         if not kept:
             raise Mistake(
                 f"{self.name}: of {feed.count(rows)} held-out images {lacking[NO_ANSWER]} have no caption by {list(self.course.teachers)} "
-                f"(train_captioner.teachers) and {lacking[TOO_LONG]} are longer than most_tokens ({self.settings.most_tokens}): nothing to measure on"
+                f"(train_captioner.teachers) as captions.prompt {self.course.prompt.name} asks for it, and {lacking[TOO_LONG]} are longer than "
+                f"most_tokens ({self.settings.most_tokens}): nothing to measure on"
             )
         if any(lacking.values()) and self.ranks.rank == 0:
             told = ", ".join(f"{many} {code}" for code, many in lacking.items() if many)

@@ -79,7 +79,10 @@ class FitImageModel:
         self.frozen.text_encoder.to(device)
         rows = self._rows_held_out()
         pairs = zip(rows["captions"], rows["image_id"], strict=True)
-        missing = captions.check_kinds([captions.read(raw, image_id) for raw, image_id in pairs], self.settings.captions)
+        mix = self.settings.mix
+        shares = self.settings.captions if mix is None else captions.MIXES[mix].lengths
+        known = [captions.read(raw, image_id) for raw, image_id in pairs]
+        missing = captions.check_kinds(known, shares, mix)
         if missing and self.ranks.rank == 0:
             print(f"{self.name}: {missing}", flush=True)
 

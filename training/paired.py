@@ -58,9 +58,12 @@ def measure_srcc(metric: str, version: pd.DataFrame, champion: pd.DataFrame, few
 
 
 def measure_loss(metric: str, version: pd.DataFrame, champion: pd.DataFrame, fewest: int) -> Figures:
-    """Losses of both (image_id, loss; an image may have several) -> the mean over images."""
-    means = [table.groupby("image_id")["loss"].mean().reset_index() for table in (version, champion)]
-    rows = join(means[0], means[1], ["image_id"], fewest)
+    """Losses of both (image_id, loss; an image may have several) -> the mean over images. Where both files say of which `lesson` (a captioner's
+    request and answer) a loss is, only images with the same one are compared.
+    """
+    keys = ["image_id", "lesson"] if all("lesson" in table for table in (version, champion)) else ["image_id"]
+    means = [table.groupby(keys)["loss"].mean().reset_index() for table in (version, champion)]
+    rows = join(means[0], means[1], keys, fewest)
     image, draws = draw(rows)
     times = draws[:, image]
     ours, theirs = (times @ rows[f"loss{side}"].to_numpy() / times.sum(axis=1) for side in ("", "_champion"))

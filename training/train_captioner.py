@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from training import (
     trainer,
 )
 from training.captioner_evaluation import Measured
+from training.captioner_lesson import Lesson
 from training.exports import Export, open_export
 from training.fit_captioner import HELD_OUT, LEFT_OUT, METRIC, TRAIN, FitCaptioner, folder_of
 from training.fit_image_model import COLUMNS
@@ -46,7 +47,7 @@ from udfs import caption_answer, caption_request, decode, internvl, internvl_pro
 NAME, MODULE, SECTION = "train captioner", "training.train_captioner", "train_captioner"
 FOLDER = "captioner"
 TRAINER_VERSION = 1  # raised when the same export and settings would give another model
-ABOUT, LOSSES, ANSWERS = "captioner.json", "held_out_losses.parquet", "held_out_answers.json"
+ABOUT, LOSSES, ANSWERS = "captioner.json", "held_out_losses.parquet", "held_out_answers.parquet"
 
 
 def open_rows(settings: Settings, place: str) -> Export:
@@ -118,8 +119,8 @@ def write_result(folder: Path, settings: Settings, export: Export, task: FitCapt
     evaluation |= {"generated": len(task.measured.answers), "tokenizer": settings.captions.tokenizer}
     (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     (folder / "left_out.json").write_text(json.dumps({code: sorted(task.left_out[code]) for code in LEFT_OUT}, indent=1))
-    (folder / ANSWERS).write_text(json.dumps(describe_answers(task, task.base, task.measured), indent=1, ensure_ascii=False))
-    write_losses(folder / LOSSES, task.base, task.measured)
+    write_answers(folder / ANSWERS, task, task.base, task.measured)
+    write_losses(folder / LOSSES, task.lessons, task.base, task.measured)
     tell(task, task.base, task.measured)
     return version_tags(settings, export, about, outcome.metrics)
 
@@ -146,23 +147,37 @@ def describe(settings: Settings, export: Export, files: Mapping[str, str]) -> di
     }
 
 
-def describe_answers(task: FitCaptioner, before: Measured, after: Measured) -> list[dict[str, Any]]:
-    """-> of each image with generated answers: what its teacher said, and the model before and after."""
-    told = []
+def write_answers(path: Path, task: FitCaptioner, before: Measured, after: Measured) -> None:
+    """-> parquet, a row an image with generated answers: image_id, what its teacher said (JSON), and text, code and faults (`part: code`) of the model
+    before and after. Rows by image_id: one that is forgotten goes with all its texts (udfs/traces.py).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    said = pa.struct({"text": pa.string(), "code": pa.string(), "faults": pa.list_(pa.string())})
+    rows: list[dict[str, Any]] = []
     for old, new in zip(before.answers, after.answers, strict=True):
-        both = {name: {"text": one.text, "code": one.code, "faults": one.faults} for name, one in (("before", old), ("after", new))}
-        told.append({"image_id": task.held_out["image_id"][new.place].hex(), "teacher": dict(task.lessons[new.place].parts), **both})
-    return told
+        both = {
+            name: {"text": one.text, "code": one.code, "faults": [": ".join(fault) for fault in one.faults]}
+            for name, one in (("before", old), ("after", new))
+        }
+        teacher = json.dumps(dict(task.lessons[new.place].parts), ensure_ascii=False)
+        rows.append({"image_id": bytes(task.held_out["image_id"][new.place]), "teacher": teacher, **both})
+    schema = pa.schema({"image_id": pa.binary(32), "teacher": pa.string(), "before": said, "after": said})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
-def write_losses(path: Path, before: Measured, after: Measured) -> None:
-    """-> parquet: image_id, loss an answer token and the same of the model before, tokens. Two versions' files pair by image_id."""
+def write_losses(path: Path, lessons: Sequence[Lesson], before: Measured, after: Measured) -> None:
+    """-> parquet: image_id, loss an answer token and the same of the model before, tokens, lesson (of which request and answer). Two versions' files
+    pair by image_id and lesson.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {"image_id": pa.array(list(after.image_id), pa.binary(32)), "answer_tokens": pa.array(after.tokens, pa.int32())}
     for name, one in (("loss", after), ("base_loss", before)):
         columns[name] = pa.array(one.loss / one.tokens, pa.float32())
+    columns["lesson"] = pa.array([one.digest for one in lessons], pa.string())
     pq.write_table(pa.table(columns), path)
 
 

@@ -2,7 +2,8 @@
 
 The schema: `short`, `medium`, `long`, `style` (texts), `tags` and `ocr` (lists of texts, ocr a text a region), `language` (ISO 639-1). Checked
 besides: lengths in tokens, banned words, markup and addresses, control characters and halves of characters, sentences of the prompt given back,
-words that contradict known tags. Of an answer that was cut off the parts that are whole are kept.
+words that contradict known tags. Of an answer that was cut off the parts that are whole are kept;
+of one that names another language than asked, by its code, no text is.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def check(
     parts, faults = _parse(text)
     known = _runs(prompt)
     banned = _banned(rules.banned)
+    named = parts.get("language")
     for part in asked:
         if part not in parts:
             if not any(fault.part in (part, "answer") and fault.code != "cut" for fault in faults):
@@ -115,9 +117,10 @@ def check(
         if found is not None:
             faults.append(found)
             del parts[part]
-    if any(fault.part == "language" and fault.code == "language" for fault in faults):
-        for part in [part for part in TEXTS if part in parts and part in asked]:  # in another language, or in none that is named
-            faults.append(Fault(part, "language", "of an answer in another language"))
+    # `English` is no code, and yet English: only another language's code takes the texts with it
+    if "language" in asked and isinstance(named, str) and _LANGUAGE.fullmatch(named) and named != rules.language:
+        for part in [part for part in TEXTS if part in parts and part in asked]:
+            faults.append(Fault(part, "language", f"of an answer in {named}, asked was {rules.language}"))
             del parts[part]
     return Checked({part: _plain(parts[part]) for part in PARTS if part in parts and part in asked}, tuple(faults))
 

@@ -72,9 +72,14 @@ def _captioned(
             try:
                 again[place] = talks[place].send(reply)
             except StopIteration as said:
-                done[place] = said.value | {"calls": calls}
+                done[place] = ended(said.value) | {"calls": calls}
         asked = again
     return [done[place] for place in range(len(chunk))]
+
+
+def ended(told: dict[str, Any]) -> dict[str, Any]:
+    """A staged row -> the same; an answer without text is for good: the model is greedy, and would say nothing again."""
+    return told | {"transient": False} if told["code"] == "no_text" else told
 
 
 def _unread(row: Row, work: Work, reject: Reject) -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 It says nothing that is not in its inputs: its words are those of the alt text, the tags, the style class, the rating and the text that a detector
 read, and some to join them (udfs/tag_words.py). It gives short, medium, tags, ocr and language, each where it passes caption_answer.check; of little
-knowledge there is no medium that is long enough. It never gives long or style.
+knowledge there is no medium that is long enough. It never gives long or style, and no ocr where no text is known: that none was read says nothing of
+a picture that no detector has seen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from udfs import flags, tag_words
+from udfs import tag_words
 from udfs.caption_answer import Rules, check
 from udfs.reject import Reject
 
-KERNEL_VERSION = 1
+KERNEL_VERSION = 2
 NAME = "tags"
 PARTS = ("short", "medium", "tags", "ocr", "language")  # that it may give
 SHORT_TAGS, MEDIUM_TAGS = 8, 24
@@ -37,7 +38,7 @@ PICTURES = {
 
 class Known(NamedTuple):
     """tags: likeliest first; style: the class by a classifier, None where it is not to be told; regions: texts that a detector read, in reading
-    order (`regions_of`).
+    order; () also where none has looked.
     """
 
     tags: Sequence[str] = ()
@@ -55,7 +56,9 @@ def answer(known: Known, rules: Rules, count: Callable[[str], int]) -> str:
     if rules.language != "en":
         raise ValueError(f"engine {NAME}: language: given {rules.language!r}, but it composes English (en) only")
     said = _Said(known, rules)
-    parts: dict[str, Any] = {"tags": said.tags[: rules.most_tags], "ocr": said.regions[: rules.most_ocr], "language": "en"}
+    parts: dict[str, Any] = {"tags": said.tags[: rules.most_tags], "language": "en"}
+    if regions := said.regions[: rules.most_ocr]:
+        parts["ocr"] = regions
     for part, texts in (("short", _short(said)), ("medium", _medium(said, rules.bands["medium"][1], count))):
         fewest, most = rules.bands[part]
         if (text := next((text for text in texts if fewest <= count(text) <= most), None)) is not None:
@@ -66,11 +69,6 @@ def answer(known: Known, rules: Rules, count: Callable[[str], int]) -> str:
     if not {"short", "medium", "tags"} & set(passed):
         raise Reject("nothing_known", said.refused)
     return json.dumps({part: passed[part] for part in PARTS if part in passed}, ensure_ascii=False)
-
-
-def regions_of(detections: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
-    """Detections of an image, settings.flags as a dict -> the texts of the regions that count as text."""
-    return [region["text"] for detection in detections for region in detection["regions"] if flags.counts(region, options)]
 
 
 class _Said:

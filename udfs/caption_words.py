@@ -2,8 +2,9 @@
 
 A word is letters and digits, lower case, in the singular by its ending (`foxes` is `fox`; no dictionary), small words (`the`, `with`) left out. A tag
 is named where all its words stand in one sentence of a text, in any order (`long hair` in `her long brown hair`), or in one of the tags of a text of
-the kind `tags`; a tag that counts people also where the words of its English stand side by side (`2girls`, `two girls`). Synonyms are not known: a
-recall is a lower bound.
+the kind `tags`; a tag that counts people also where the words of its English stand side by side (`2girls`, `two girls`). Synonyms are not known,
+which makes a recall too low; that one and many are one word, and any order will do, makes it now and then too high (`two girls` names `1girl` too): it is
+no strict bound.
 """
 
 from __future__ import annotations

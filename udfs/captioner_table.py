@@ -44,6 +44,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     out = []
     for name, one in told["captioners"].items():
         refused = ", ".join(f"{count} {code}" for code, count in one["refusals"].items()) or "none"
+        refused += f" (not shown {one['not_shown']} that another's service prohibits)" if one["not_shown"] else ""
         money = "nothing to pay" if one["usd"] is None else f"{_shown(one['usd'], 1000, 2)} USD for 1,000 images"
         read = "" if one["ocr_similarity"] is None else f", text as it was read {_shown(one['ocr_similarity'])}"
         out.append(f"  {name}: tags named {_shown(one['tag_recall'])}{read}, refused {refused}, {money}")

@@ -17,8 +17,9 @@ from udfs import caption_words, explained
 from udfs.caption_answer import LISTS, TEXTS
 from udfs.caption_words import CONTENT
 
-MEASURES_VERSION = 1
+MEASURES_VERSION = 2
 KINDS = (*TEXTS, *LISTS)
+NOT_SHOWN = "not_shown"  # the refusal of an image that another captioner called prohibited before this one was asked
 START = 3  # words of a text's beginning
 SCHEMA = "image_id BINARY, disagreement DOUBLE"
 Interval = tuple[float, float, float]
@@ -33,8 +34,8 @@ class Given(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a captioner made of an image. texts, tokens: kind -> of each part; refusal: the reject's code, "" where there are texts; calls, tokens and
-    nano-dollars of all tries.
+    """What a captioner made of an image. texts, tokens: kind -> of each part (`ocr` [""]: it saw no text); refusal: the reject's code, "" where there
+    are texts, NOT_SHOWN: it has no part in this captioner's figures; calls, tokens and nano-dollars of all tries.
     """
 
     texts: Mapping[str, Sequence[str]]
@@ -56,7 +57,10 @@ def compare(
     if wrong := [name for name, rows in said.items() if len(rows) != len(given)]:
         raise ValueError(f"captioners: given {wrong} with another number of images than the {len(given)}; ask all about the same ones")
     tags = [caption_words.tags_of(one.tags) for one in given]
-    recalls = {name: [_recall(tags[at], one.texts) for at, one in enumerate(rows)] for name, rows in said.items()}
+    recalls = {
+        name: [_recall(tags[at], one.texts) if one.refusal != NOT_SHOWN else None for at, one in enumerate(rows)]
+        for name, rows in said.items()
+    }
     captioners = {name: _captioner(given, rows, tags, recalls[name], bands, seed) for name, rows in said.items()}
     pairs, images = [], []
     for first, second in combinations(said, 2):
@@ -99,8 +103,13 @@ def _captioner(
     bands: Mapping[str, tuple[int, int]],
     seed: int,
 ) -> dict[str, Any]:
-    kinds = [kind for kind in KINDS if any(one.texts.get(kind) for one in rows)]
+    shown = [at for at, one in enumerate(rows) if one.refusal != NOT_SHOWN]
+    withheld = len(rows) - len(shown)
+    given, rows = [given[at] for at in shown], [rows[at] for at in shown]
+    tags, recalls = [tags[at] for at in shown], [recalls[at] for at in shown]
+    kinds = [kind for kind in KINDS if any(any(one.texts.get(kind, ())) for one in rows)]
     told: dict[str, Any] = {
+        "not_shown": withheld,
         "captioned": sum(bool(one.texts) for one in rows),
         "refusals": dict(sorted(Counter(one.refusal for one in rows if one.refusal).items())),
         "refused": _mean([float(bool(one.refusal)) for one in rows], seed),
@@ -108,14 +117,14 @@ def _captioner(
         "tags_given": sum(map(bool, tags)),
         "kinds": {kind: _kind(kind, rows, tags, bands.get(kind), seed) for kind in kinds},
     }
-    return told | _text_read(given, rows, "ocr" in kinds, seed) | _paid(rows, seed)
+    return told | _text_read(given, rows, any("ocr" in one.texts for one in rows), seed) | _paid(rows, seed)
 
 
 def _kind(kind: str, rows: Sequence[Said], tags: Sequence[Sequence[str]], band: tuple[int, int] | None, seed: int) -> dict[str, Any]:
-    texts = [text for one in rows for text in one.texts.get(kind, ())]
-    counts = [tokens for one in rows for tokens in one.tokens.get(kind, ())]
+    each = [(text, tokens) for one in rows for text, tokens in zip(one.texts.get(kind, ()), one.tokens.get(kind, ()), strict=True) if text]
+    texts, counts = [text for text, _ in each], [tokens for _, tokens in each]
     low, middle, high = np.quantile(counts, (0.1, 0.5, 0.9))
-    told: dict[str, Any] = {"images": sum(bool(one.texts.get(kind)) for one in rows), "texts": len(texts)}
+    told: dict[str, Any] = {"images": sum(any(one.texts.get(kind, ())) for one in rows), "texts": len(texts)}
     told |= {"p10": float(low), "median": float(middle), "p90": float(high), "in_band": None, "tag_recall": None}
     if band is not None:  # an image without the text has none of the right length
         inside = [float(any(band[0] <= tokens <= band[1] for tokens in one.tokens.get(kind, ()))) for one in rows]

@@ -2,7 +2,8 @@
 
 V7 learned from one very long caption an image in one order, and follows prompts badly for it: short ones, tags, and a style that the content does
 not suggest. The mix draws the length of the content, leaves out score, rating, style cluster, tags and style words now and then, shuffles tags, and
-puts the style words before, between or after. V7 itself is the mix `V7`.
+puts the style words before, between or after. V7 itself is the mix `V7`. Its order and separators: the released pipeline (github.com/fuhrriel/pony-captioner,
+a port of the team's notebook, which writes a blank before the line break that is not part of the recipe).
 
     score_7, rating_safe, style_cluster_12, Soft light. A red fox in snow.
     snow, fox
@@ -23,8 +24,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-
-from udfs.caption_string import marks
 
 KERNEL_VERSION = 1
 TAGS, STYLE, NONE = "tags", "style", "none"  # kinds of captions; a prompt without content
@@ -104,6 +103,13 @@ def compose(known: Known, mix: Mix, seed: int, epoch: int, count: Callable[[str]
     draft, tokens, cut = _bounded(draft, length == TAGS, count, most)
     taken = tuple(caption.id for caption in (content, style, tags) if caption is not None)
     return Composed(draft.text, tokens, length, place, taken, cut)
+
+
+def marks(score: int | None, rating: str | None, cluster: int | None) -> list[str]:
+    """-> `score_7,` `rating_safe,` `style_cluster_12,`: those that are known, in V7's order. One score, never V6's chain score_9, score_8_up, ..."""
+    assert score is None or 0 <= score <= 9, score
+    named = (("score", score), ("rating", rating), ("style_cluster", cluster))
+    return [f"{name}_{value}," for name, value in named if value is not None]
 
 
 def pick(weights: Mapping[str, float], at: float) -> str | None:

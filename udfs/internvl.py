@@ -66,7 +66,7 @@ class Model(NamedTuple):
 
 
 def answers(requests: Sequence[Request], images: Sequence[bytes], limits: Mapping[str, Any], how: How) -> list[Reply | Reject]:
-    """(requests, a file's bytes each, conf.build.Limits as a dict, How) -> in order a Reply `ok`, `cut` or `empty`, or why the image is none.
+    """(requests, a file's bytes each, conf.build.Limits as a dict, How) -> in order a Reply `ok`, `cut` or `no_text`, or why the image is none.
 
     Rejects are those of udfs/decode.py, and out_of_memory for an image that does not fit alone. Raises ValueError when the folder is not what it
     should be.

@@ -28,12 +28,20 @@ def test_the_example_of_paid_captions_is_a_config_whose_rules_and_prices_are_kno
     checks.check(settings)
     tiers = [tier for tier in caption_tiers.tiers(settings) if settings.captions.captioners[tier.captioner].engine in PAID]
     bills = {tier.name: caption_plan.bill(settings, tier, 100) for tier in tiers}
-    assert {"text", "rare", "best", "compare.fine", "compare.flash"} <= bills.keys()
+    assert bills.keys() == {"text", "disputed", "rare", "none", "best"}  # the comparison costs nothing
     assert bills["text"].image_tokens == 1120 and bills["rare"].image_tokens == 280 and 0 < bills["best"].worst < bills["rare"].worst
     assert {rule.value for tier in settings.captions.tiers for rule in tier.rules} == {
         *("text_share", "score", "disagreement"),
         *("style_share", "style_state"),
     }
+
+
+def test_what_the_example_compares_is_captioned_by_another_where_they_disagree(settings: Settings) -> None:
+    told = settings.compare_captioners
+    disputed = next(tier for tier in settings.captions.tiers if tier.name == "disputed")
+    assert told.images is None and disputed.captioner not in told.captioners
+    last = {tier.captioner: number for number, tier in enumerate(settings.captions.tiers)}
+    assert min(last[name] for name in told.captioners) > settings.captions.tiers.index(disputed)  # or the rule's tier would buy nothing
 
 
 def test_a_compared_captioner_is_asked_for_the_parts_of_its_first_tier_and_one_without_a_tier_for_all(settings: Settings) -> None:

@@ -239,6 +239,20 @@ def test_what_a_service_called_prohibited_waits_for_no_captioner_and_is_of_the_s
     assert waiting == {bytes(one) for one in drawn[1:]} and build.sample() == drawn
 
 
+def test_a_tiers_rule_over_a_value_whose_stage_has_not_run_is_refused_by_name(build: Build) -> None:
+    def asks(value: str) -> Settings:
+        rule = {"name": "high", "value": value, "at_least": 0.5}
+        return build.settings({"tiers": [{"name": "some", "captioner": "words", "rules": [rule], "parts": ["short", "tags"]}]})
+
+    told = "captions: tiers ask for sharpness, and images have no such value yet; run the stages embed first"
+    with pytest.raises(Mistake, match=told):
+        caption_tiers.demand(build.lake, asks("sharpness"))
+    with pytest.raises(Mistake, match="tiers ask for text_share, and images have no such value yet; run the stages flag first"):
+        caption_tiers.demand(build.lake, asks("text_share"))
+    for value in ("max_side", "disagreement"):
+        caption_tiers.demand(build.lake, asks(value))
+
+
 def test_the_notebook_shows_captions_prompts_ledger_and_comparison(
     build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,3 +264,26 @@ def test_the_notebook_shows_captions_prompts_ledger_and_comparison(
     assert "compare-captioners: " in said and "|gemini|gemini-3.8-flash|ok " in said.replace(" |", "|").replace("| ", "|")
     page = (build.folder / "captions.html").read_text()
     assert all(text in page for text in ("Captioners compared", "What was paid", "epoch 2", "data:image/jpeg;base64,", "agreement 0."))
+
+
+def test_what_is_opted_out_is_not_of_the_sample_though_a_service_called_it_prohibited(build: Build) -> None:
+    lake, banned = build.lake, build.sample()[0]
+    row = lake.read("sources").where(F.col("image_id") == banned).limit(1).withColumns({"opt_out": F.lit(True), "run": F.lit("by hand")})
+    lake.append("sources", lake.spark.createDataFrame(row.collect(), lake.read("sources").schema), "opted out", 0)
+    prohibited = {bytes(one["image_id"]) for one in caption_sample.prohibited(lake).collect()}
+    assert bytes(banned) in prohibited
+    left = {bytes(one) for one in build.sample(images=None)}
+    assert len(left) == IMAGES - 1 and bytes(banned) not in left
+
+
+@pytest.mark.proof
+def test_the_notebook_makes_its_page_where_there_is_no_comparison_to_make(
+    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = build.folder / "build.yaml"
+    config.write_text(yaml.safe_dump(build.settings(covers=1.0).model_dump(mode="json")))
+    (build.folder / "captions.html").unlink(missing_ok=True)  # of the test before, where that ran too
+    monkeypatch.setattr(sys, "argv", [str(NOTEBOOK), str(config)])
+    runpy.run_path(str(NOTEBOOK), run_name="__main__")
+    assert "two captioners must have been asked about 100% of them" in capsys.readouterr().out
+    assert '<h2 id="captions">' in (build.folder / "captions.html").read_text()

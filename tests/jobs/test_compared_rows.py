@@ -59,6 +59,23 @@ def test_compared_is_who_was_asked_about_enough_on_the_images_that_all_were_aske
     assert other[0].texts == {"short": ["short 0"]} and other[0].tokens == {"short": [2]}
 
 
+def test_an_image_that_one_of_them_calls_prohibited_stays_and_who_was_never_shown_it_says_so(settings: Settings) -> None:
+    strict = settings.model_copy(update={"compare_captioners": CompareCaptioners(captioners=("tags",), covers=0.9)})
+    told, mine = rows(settings), caption_rows.fingerprint(settings, settings.captions.tiers[0])
+    texts = [one for one in told.texts if (one["fingerprint"], one["image_id"]) != (mine, "b" * 64)]
+    texts.append(text(OTHER, "d") | {"image_id": "d" * 64})
+    banned = [one | {"code": "prohibited"} if one["code"] == "blocked" else one for one in told.refusals]
+    known = told._replace(texts=texts, refusals=banned)
+    asked = compared_rows.who(strict, known)  # `tags` was asked about 3, of 3 that it could be asked about
+    assert asked.images == [one * 64 for one in "abcd"] and asked.left_out == {"vl/studbook-0/ba9876": 1}
+    _, said = compared_rows.for_kernel(known, asked)
+    assert [one.refusal for one in said["tags"]] == ["", "not_shown", "", ""]
+    assert [one.refusal for one in said["a/b:c/studbook-1/012345"]] == ["", "prohibited", "", ""]
+    by_another = [one | {"fingerprint": OLD} if one["code"] == "prohibited" else one for one in banned]
+    asked = compared_rows.who(strict, known._replace(refusals=by_another))  # nobody who is compared has seen it: no finding about them
+    assert asked.images == [one * 64 for one in "acd"]
+
+
 def test_one_captioner_or_none_is_no_comparison_and_who_was_asked_is_told(settings: Settings) -> None:
     stricter = settings.model_copy(update={"compare_captioners": CompareCaptioners(captioners=("tags",), covers=0.9)})
     told = "of the sample's 4 images were asked: a/b:c/studbook-1/012345 (3), vl/studbook-0/ba9876 (1), tags (4); two captioners must have been asked about 90%"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
@@ -17,10 +18,10 @@ from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings, load
-from jobs import caption_rows, export_images, ingest, snapshot
+from jobs import caption_rows, centres, export_images, fitted, flag, ingest, snapshot
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, write_image
-from udfs import image_files
+from udfs import image_files, style_centres
 from udfs.snapshot import id_sum
 
 MakeSettings = Callable[..., Settings]
@@ -157,6 +158,28 @@ def test_every_selected_image_is_exported_with_its_bytes_and_all_its_texts_and_a
     export(lake, settings)
     assert f"export-images: nothing to do, 11 images in file://{root_of(settings)}" in capsys.readouterr().out
     assert (lake.version("exports"), lake.version("rejects")) == before
+
+
+def test_rating_and_style_cluster_are_exported_of_an_image_without_a_caption_too(lake: Lake, settings: Settings, images: Path) -> None:
+    vectors = centres.vectors_fingerprint(settings)
+    made = style_centres.Centres(np.eye(2, dtype=np.float32), np.arange(2), none_above=1.0, encoder=vectors, digest="d", next_id=2)
+    fitted.register(settings.mlflow, settings.styles.model, style_centres.pack(made), "d", {}, {}, {}, alias=settings.styles.alias)
+    ids = [hashlib.sha256((images / f"part-0/{name}.png").read_bytes()).digest() for name in ("02", "04")]
+    flagged = dict.fromkeys(lake.read("flags").columns) | {"image_id": bytearray(ids[0]), "rating": "questionable", "tags": []}
+    flagged |= {"fingerprint": flag.evidence(settings).fingerprint, "ai_generated": "unknown", "ai_evidence": [], "versions": "{}"}
+    styled = {"image_id": bytearray(ids[1]), "fingerprint": centres.fingerprint(centres.current(settings), settings), "centres": "c"}
+    styled |= {"embedding_fingerprint": vectors, "state": "ok", "cluster": 1, "tag": "style_cluster_1", "nearest": 1, "top": []}
+    styled |= {"distance": 0.5, "second": 0.75, "margin": 0.25}
+    for table, row in (("flags", flagged), ("styles", styled)):
+        rows = lake.spark.createDataFrame([row | {"run": "by hand"}], lake.read(table).schema)
+        lake.append(table, rows, "by hand", 0)
+    export(lake, settings)
+    _, found = read(root_of(settings))
+    assert lake.read("captions").isEmpty() and len(found) == 11
+    assert {row["image_id"]: (row["rating"], row["style_cluster"]) for row in found if row["rating"] or row["style_cluster"] >= 0} == {
+        ids[0]: ("questionable", -1),
+        ids[1]: ("", 1),
+    }
 
 
 @pytest.mark.proof

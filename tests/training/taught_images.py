@@ -47,7 +47,7 @@ def captions(number: int) -> list[dict[str, str]]:
     rows = [
         ("short", 0, told["short"]),
         ("tags", 0, ", ".join(told["tags"])),
-        *(("ocr", place, text) for place, text in enumerate(told["ocr"])),
+        *(("ocr", place, text) for place, text in enumerate(told["ocr"] or [""])),
     ]
     own = [{"id": f"{TEACHER}/{kind}/{part}", "kind": kind, "text": text} for kind, part, text in rows]
     return [

@@ -40,10 +40,12 @@ def test_without_shares_all_texts_are_alike_and_no_text_takes_its_share() -> Non
         assert_share(counts[text], 0.9 / 4)
 
 
-def test_text_in_the_picture_is_no_caption_unless_it_is_asked_for() -> None:
-    texts = [("ocr", "EXIT"), ("ocr", "2"), ("short", "a door")]
+def test_text_in_the_picture_and_style_are_no_captions_unless_they_are_asked_for() -> None:
+    texts = [("ocr", "EXIT"), ("ocr", "2"), ("style", "oil on canvas"), ("short", "a door")]
     assert {captions.choose(pack(texts), image_id(n), 7, 0, {}, 0.0) for n in range(50)} == {"a door"}
     assert {captions.choose(pack(texts), image_id(n), 7, 0, {"ocr": 1.0}, 0.0) for n in range(50)} == {"EXIT", "2"}
+    none = [("ocr", ""), ("short", "a door")]  # it was looked for, and there is none
+    assert {captions.choose(pack(none), image_id(n), 7, 0, {"ocr": 9.0, "short": 1.0}, 0.0) for n in range(50)} == {"a door"}
 
 
 def test_kinds_are_taken_by_their_shares_and_a_kind_that_is_not_named_never() -> None:
@@ -90,6 +92,11 @@ def test_kinds_that_no_image_has_are_told_and_a_mistake_when_there_is_no_other()
     )
     with pytest.raises(Mistake, match=r"given \['logn'\]; .* nothing would be trained with a text"):
         captions.check_kinds(rows, {"logn": 1.0})
+    assert captions.check_kinds(rows, captions.MIXES["varied"].lengths, "varied").startswith(
+        "train_diffusion.mix varied: given ['long', 'medium', 'short', 'tags']; of 2 held-out images none has ['medium', 'short']"
+    )
+    assert "none has ['long']" in captions.check_kinds([captions.read(pack(TEXTS[:1]), b"")], captions.MIXES["v7"].lengths, "v7")
+    assert "none has ['ocr']" in captions.check_kinds([captions.read(pack([("ocr", ""), ("long", "a")]), b"")], {"ocr": 1.0, "long": 1.0})
 
 
 def test_a_composed_prompt_knows_its_marks_and_leaves_out_those_that_are_none() -> None:

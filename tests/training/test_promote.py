@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from conf.build import Mlflow
+from conf.section import Mistake
 from tests.training.conftest import ROOT, image_id
-from training import mlflow_store, promote
+from training import mlflow_store, paired, promote
 
 if TYPE_CHECKING:
     from tests.training.mlflow_server import Gate
@@ -113,6 +114,18 @@ def test_models_with_losses_are_compared_by_the_mean_loss_of_an_image_where_smal
     assert "worse by 0.2000 (interval of the gain [-0." in capsys.readouterr().out
     assert call(store, monkeypatch, "losses", "3", "--metric", "held_out_loss") == 0
     assert aliases(store, "losses") == {"champion": 3}
+
+
+def test_losses_on_other_lessons_of_the_same_images_are_not_compared() -> None:
+    """A captioner's: what a teacher has said meanwhile is another answer, of another length and loss."""
+    one, two = (lose(level).drop_duplicates("image_id") for level in (0.5, 0.7))
+    lessons = [f"lesson {number}" for number in range(40)]
+    changed = ["another"] * 5 + lessons[5:]
+    assert paired.measure_loss("held_out_loss", one, two, 30).images == 40
+    assert paired.measure_loss("held_out_loss", one.assign(lesson=lessons), two, 30).images == 40  # one of before knows none
+    assert paired.measure_loss("held_out_loss", one.assign(lesson=lessons), two.assign(lesson=changed), 30).images == 35
+    with pytest.raises(Mistake, match="35 held-out images in common"):
+        paired.measure_loss("held_out_loss", one.assign(lesson=lessons), two.assign(lesson=changed), 36)
 
 
 @pytest.mark.parametrize(

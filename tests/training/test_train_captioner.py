@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -36,7 +37,7 @@ from training import (
 )
 from training.answer_loss import IGNORED, answer_losses
 from training.fit_captioner import FitCaptioner
-from udfs import internvl
+from udfs import internvl, traces
 from udfs.caption_call import Reply
 
 
@@ -153,7 +154,8 @@ def test_a_row_that_is_too_long_and_one_without_a_teacher_are_counted_and_named_
     recorded = set(pq.read_table(tmp_path / "training/row_losses").to_pydict()["image_id"])
     assert {one.hex() for one in recorded} == {hashlib.sha256(picture(number)).hexdigest() for number in (0, 3, 4, 5, 6, 7)}
     with pytest.raises(
-        Mistake, match=r"4 held-out images 0 have no caption by \['gemini', 'openai'\] .* 4 are longer than most_tokens \(50\)"
+        Mistake,
+        match=r"4 held-out images 0 have no caption by \['gemini'\] .* as captions.prompt tiny asks for it, and 4 are longer than most_tokens \(50\)",
     ):
         make_task(settings_of(model, prompt, "most_tokens=50"), tmp_path / "export")
 
@@ -167,8 +169,15 @@ def test_an_answer_is_one_teachers_and_asks_for_the_parts_it_has(task: FitCaptio
     other = [{"id": f"openai:x:tiny:1/{kind}/0", "kind": kind, "text": "No."} for kind in ("short", "medium", "tags")]
     both = lesson([*other, *captions(1)])
     assert both is not None and both.parts == whole.parts
-    cut = lesson([one for one in captions(1) if one["kind"] != "tags"])
+    cut = lesson([one for one in captions(1) if one["kind"] not in ("tags", "ocr")])
     assert cut is not None and set(cut.parts) == {"short", "language"}  # no text in the picture, or none told: nobody knows
+    looked = lesson([one for one in captions(1) if one["kind"] != "tags"])
+    assert looked is not None and looked.parts["ocr"] == []  # an empty row says that none is there
+    assert lesson([one for one in captions(1) if one["kind"] == "ocr"]) is None
+    before = [one | {"id": one["id"].replace(":tiny:", ":tiny-0:")} for one in captions(1)]
+    assert lesson(before) is None  # of another prompt version: its answers are to another request
+    digests = {one.digest for one in (whole, cut, looked)}
+    assert len(digests) == 3 and both.digest == whole.digest
     assert lesson(other[:0]) is None and lesson(captions(1)[:2]) is None
     many = [{"id": f"{taught_images.TEACHER}/ocr/{number}", "kind": "ocr", "text": str(number)} for number in (10, 9, 2)]
     regions = lesson([*captions(1), *many])
@@ -267,8 +276,12 @@ def test_the_command_trains_on_two_ranks_and_registers_a_captioner_that_merges_i
     assert np.average(losses["base_loss"], weights=losses["answer_tokens"]) == pytest.approx(
         evaluation["before"]["held_out_loss"], rel=1e-5
     )
-    answers = json.loads((files / "held_out_answers.json").read_text())
-    assert len(answers) == 2 and answers[0]["teacher"] == answer(TRAIN)
+    assert len(set(losses["lesson"])) == HELD_OUT  # by which two versions' rows pair
+    answers = pq.read_table(files / "held_out_answers.parquet").to_pylist()
+    assert len(answers) == 2 and json.loads(answers[0]["teacher"]) == answer(TRAIN)
+    first = answers[0]["image_id"]
+    left = traces.without((files / "held_out_answers.parquet").read_bytes(), traces.Traces(frozenset([first.hex()])))
+    assert left is not None and [one["image_id"] for one in pq.read_table(io.BytesIO(left)).to_pylist()] == [answers[1]["image_id"]]
 
     merged, same = tmp_path / "captioner-hf", tmp_path / "same-hf"
     tail = ["--config", str(ROOT / "conf/demo.yaml"), *sets]

@@ -60,7 +60,6 @@ def test_a_whole_answer_is_kept_in_one_form() -> None:
         ({"medium": "The summary first; then every object, placed in space, left and right of a fox."}, "echo"),
         ({"short": "A colourful fox stands in snow."}, "contradiction"),
         ({"language": "English"}, "language"),
-        ({"language": "de"}, "language"),
     ],
 )
 def test_a_part_that_is_not_as_asked_is_refused_by_name_and_the_others_stay(change: dict[str, Any], code: str) -> None:
@@ -69,6 +68,18 @@ def test_a_part_that_is_not_as_asked_is_refused_by_name_and_the_others_stay(chan
     assert [(fault.part, fault.code) for fault in told.faults] == [(part, code)]
     assert told.parts.keys() == set(PARTS) - {part}
     assert code in caption_answer.CODES and len(told.faults[0].detail) < 120
+
+
+def test_an_answer_that_names_another_language_keeps_no_text_and_one_that_names_none_keeps_them() -> None:
+    told = check(GOOD | {"language": "de"})
+    assert told.parts == {"tags": GOOD["tags"], "ocr": []}
+    assert {(fault.part, fault.code) for fault in told.faults} == {(part, "language") for part in (*caption_answer.TEXTS, "language")}
+    assert all(fault.part == "language" or fault.detail == "of an answer in de, asked was en" for fault in told.faults)
+    both = check(GOOD | {"language": "de", "short": "A fox."})  # a text that was refused for itself is refused once
+    assert [fault.code for fault in both.faults if fault.part == "short"] == ["too_short"]
+    assert set(check(GOOD | {"language": "english"}).parts) == set(PARTS) - {"language"}
+    unasked = caption_answer.check(json.dumps(GOOD | {"language": "de"}), RULES, words, asked=("short", "tags"))
+    assert unasked.whole and set(unasked.parts) == {"short", "tags"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from udfs import caption_answer, caption_journal, caption_record, caption_request, caption_run, reject
+from udfs import caption_answer, caption_journal, caption_local, caption_record, caption_request, caption_row, caption_run, reject
 from udfs.caption_budget import Price, settle
 from udfs.caption_call import CODES, Reply, Usage
 from udfs.caption_journal import Journal, Place
@@ -164,6 +164,26 @@ def test_every_row_comes_out_once_with_its_texts_and_every_call_is_in_the_journa
     (seen,) = read_wave(Opener(), wave).attempts.values()
     assert seen.ended and (seen.calls, seen.spent) == (250, 250 * 60) and settle(seen, over=True) == 250 * 60
     assert engine.closed and 1 < engine.most_flying <= TERMS.in_flight
+
+
+def test_a_picture_without_text_has_one_empty_row_of_ocr_and_an_answer_without_that_part_has_none() -> None:
+    row = {"image_id": b"i" * 32}
+    request = render(row)
+
+    def texts(parts: dict[str, Any]) -> list[tuple[str, int, str, int]]:
+        told = caption_row.answered(row, [caption_row.Answer(request, caption_answer.Checked(parts, ()), suspect=False)])
+        return [(text["kind"], text["part"], text["text"], text["tokens"]) for text in caption_row.counted([told], len)[0]["texts"]]
+
+    assert texts({"short": "a cat", "ocr": []}) == [("short", 0, "a cat", 5), ("ocr", 0, "", 0)]
+    assert texts({"short": "a cat", "ocr": ["EXIT"]}) == [("short", 0, "a cat", 5), ("ocr", 0, "EXIT", 4)]
+    assert texts({"short": "a cat"}) == [("short", 0, "a cat", 5)]
+
+
+def test_an_own_model_that_says_nothing_is_not_asked_again_and_a_service_is() -> None:
+    row = {"image_id": b"i" * 32}
+    silent, late = (caption_row.not_answered(row, render(row), Reply(code)) for code in ("no_text", "timeout"))
+    assert silent["transient"] and not caption_local.ended(silent)["transient"]
+    assert caption_local.ended(late)["transient"]
 
 
 def test_parts_are_full_while_there_is_enough_to_ask(wave: str) -> None:

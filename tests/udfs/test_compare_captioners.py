@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udfs import caption_words, compare_captioners
+from udfs import caption_words, captioner_table, compare_captioners
 from udfs.compare_captioners import Given, Said
 
 FOX = {"short": ["A red fox stands in deep snow."], "tags": ["fox, snow, tree"]}
@@ -82,7 +82,7 @@ def test_captioners_are_measured_on_the_same_images_and_a_refusal_counts_against
     wide = [
         Said(text, {"short": [6], "ocr": [1]}, calls=2, input_tokens=100, output_tokens=10, nano_usd=3_000),
         Said({}, {}, "prohibited", calls=1, input_tokens=100, nano_usd=3_000),
-        Said({"short": ["A dog.", ""], "ocr": ["ghost"]}, {"short": [2], "ocr": [1]}, calls=1, input_tokens=100, output_tokens=2),
+        Said({"short": ["A dog.", ""], "ocr": ["ghost"]}, {"short": [2, 0], "ocr": [1]}, calls=1, input_tokens=100, output_tokens=2),
     ]
     free = [Said({"short": ["A fox."]}, {"short": [2]}), Said({"short": ["A cat."]}, {"short": [20]}), Said({}, {}, "nothing_known")]
     told, images = compare_captioners.compare(given, {"wide": wide, "free": free}, {"short": (3, 10)}, seed=1)
@@ -104,6 +104,35 @@ def test_captioners_are_measured_on_the_same_images_and_a_refusal_counts_against
     assert pair["chance"] == pytest.approx(0.0)  # {dog} and {cat}
     assert pair["recall_difference"][0] == pytest.approx(((1 - 0.5) + (0 - 0.5)) / 2)
     assert images == [{"image_id": IMAGES[0], "first": "wide", "second": "free", "agreement": pytest.approx(0.5)}]
+
+
+def test_a_captioner_that_was_not_shown_an_image_is_measured_without_it() -> None:
+    given = [Given(IMAGES[0], ["fox"], ""), Given(IMAGES[1], ["cat"], "")]
+    text = Said({"short": ["A fox."]}, {"short": [2]}, calls=1, output_tokens=4)
+    said = {"first": [text, Said({}, {}, "prohibited", calls=1)], "later": [text, Said({}, {}, compare_captioners.NOT_SHOWN)]}
+    told, images = compare_captioners.compare(given, said, {"short": (1, 10)}, seed=1)
+    first, later = told["captioners"]["first"], told["captioners"]["later"]
+    assert (first["refusals"], first["refused"][0], first["tag_recall"][0], first["not_shown"]) == ({"prohibited": 1}, 0.5, 0.5, 0)
+    assert (later["refusals"], later["refused"][0], later["tag_recall"][0], later["not_shown"]) == ({}, 0.0, 1.0, 1)
+    assert later["output_tokens"][0] == 4 and later["kinds"]["short"]["in_band"][0] == 1.0 and later["tags_given"] == 1
+    (pair,) = told["pairs"]
+    assert pair["recall_difference"][0] == 0.0 and len(images) == pair["images"] == 1
+    shown = captioner_table.lines(told)
+    assert any("later: " in line and "not shown 1 that another's service prohibits" in line for line in shown)
+
+
+def test_a_captioner_that_looked_and_saw_no_text_is_measured_as_one_that_reads() -> None:
+    given = [Given(IMAGES[0], [], ""), Given(IMAGES[1], [], "STOP")]
+    nothing = Said({"short": ["A fox."], "ocr": [""]}, {"short": [2], "ocr": [0]})
+    mute = Said({"short": ["A fox."]}, {"short": [2]})
+    told, _ = compare_captioners.compare(given, {"looks": [nothing] * 2, "mute": [mute] * 2}, {}, seed=1)
+    looks, other = told["captioners"]["looks"], told["captioners"]["mute"]
+    assert set(looks["kinds"]) == {"short"}  # no text of the kind ocr: nothing to count
+    assert looks["ocr_similarity"][0] == 0.0 and looks["ocr_where_none_was_read"][0] == 0.0 and other["ocr_similarity"] is None
+    read = [nothing, Said({"short": ["A sign."], "ocr": ["STOP"]}, {"short": [2], "ocr": [1]})]
+    told, _ = compare_captioners.compare(given, {"reads": read, "mute": [mute] * 2}, {}, seed=1)
+    ocr = told["captioners"]["reads"]["kinds"]["ocr"]
+    assert (ocr["images"], ocr["texts"], ocr["median"], ocr["duplicates"]) == (1, 1, 1.0, 0.0)
 
 
 def test_captioners_of_different_images_cannot_be_compared() -> None:

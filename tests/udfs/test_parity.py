@@ -22,8 +22,8 @@ import torch
 from open_clip.transformer import VisionTransformer
 
 from conf.enrichment import Encoder
-from udfs import score, score_bins, score_head, style_centres, tower_csd
-from udfs.caption_string import compose
+from udfs import compose_prompt, score, score_bins, score_head, style_centres, tower_csd
+from udfs.compose_prompt import Caption, Known
 from udfs.convert_weights import convert
 from udfs.reject import Reject
 from udfs.score_bins import V7, bin_of
@@ -161,10 +161,9 @@ def test_the_block_list_leaves_1869_of_2048_centres_and_the_nearest_of_them_is_v
     assert {row["state"] for row in states[:40]} == {"blocked"} and all(row["cluster"] is None for row in states[:40])
 
 
-def test_the_caption_string_has_v7s_order() -> None:
+def test_the_mix_v7_composes_the_string_of_v7() -> None:
     known: tuple[Any, ...] = (7, "explicit", 1234, "A fox in snow.", "Digital painting, soft light.", ["Fox", "red fur", "character:Tod"])
-    assert compose(*known) == v7_caption(*known)
-    assert compose(*known) == (
-        "score_7, rating_explicit, style_cluster_1234, A fox in snow. Digital painting, soft light.\nfox, red fur, character:tod"
-    )
-    assert compose(0, "safe", None, "A fox.", "", []) == "score_0, rating_safe, A fox."
+    score_, rating, cluster, content, style, tags = known
+    captions = [Caption(kind, kind, text) for kind, text in (("long", content), ("style", style), ("tags", ", ".join(tags)))]
+    made = compose_prompt.compose(Known(b"f" * 32, score_, rating, cluster, captions), compose_prompt.V7, 7, 0, len, 768)
+    assert made.text == v7_caption(*known)
