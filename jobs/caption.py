@@ -45,6 +45,7 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     if plan_only:
         tell_plan(lake, settings)
         return
+    caption_tiers.demand(lake, settings)
     for tiers in caption_tiers.rounds(settings):
         with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
             _run(stage, settings, tiers)
