@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
@@ -30,7 +30,8 @@ from udfs import caption_budget, caption_journal, caption_record, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
-IN_ONE, A_FILE = ".calls", 50_000  # calls of a file, about
+IN_ONE, WHOLE = ".calls", "_SUCCESS"  # the copy, and what Spark writes into it when it is whole
+A_FILE = 50_000  # calls of a file of it, about
 MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
 LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
@@ -67,17 +68,22 @@ def close_others(lake: Lake, run: str, taken_over: str | None) -> None:
 
 
 def settle_all(lake: Lake, settings: Settings, run: str) -> int:
-    """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
+    """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease. Also finishes
+    what a driver that was killed after settling left undone.
+    """
     total = 0
-    for wave in _waves(lake):
-        settled = _settled(lake, wave)
-        total += int(settled["nano_usd"]) if settled is not None else _settle(lake, settings, run, wave)
+    for wave, settled in _told(lake):
+        if settled is None:
+            total += settle(lake, settings, run, wave)
+        else:
+            total += int(settled["nano_usd"])
+            _tidy(lake, wave, settled)
     return total
 
 
 def told_spent(lake: Lake) -> str:
     """-> what is spent of the budget, in words; what a wave that is not settled has cost is not known yet."""
-    settled = [_settled(lake, wave) for wave in _waves(lake)]
+    settled = [told for _, told in _told(lake)]
     nano = sum(int(one["nano_usd"]) for one in settled if one is not None)
     open_ = sum(one is None for one in settled)
     return f"{nano / caption_budget.NANO:.4f} USD are spent" + (f" ({open_} waves are not settled)" if open_ else "")
@@ -88,33 +94,40 @@ def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
     place = folder(lake, wave.run, wave.number)
     try:
         told = json.loads(lake.opener.read(f"{place}.settled.json"))
-        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/_SUCCESS")}
+        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/{WHOLE}")}
     except Reject as reject:
         if reject.code != "missing":
             raise
         return None
 
 
-def holding(lake: Lake, images: frozenset[str]) -> list[str]:
-    """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
-    parts = list(_parts(lake))
+def _told(lake: Lake) -> list[tuple[Wave, dict[str, Any] | None]]:
+    """-> every wave and what it counts as."""
+    waves = _waves(lake)
     with ThreadPoolExecutor(8) as pool:
-        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
-        return [uri for uri, mine in zip(parts, held, strict=True) if mine]
+        return list(zip(waves, pool.map(partial(_settled, lake), waves), strict=True))
 
 
-def blot(lake: Lake, parts: list[str], images: frozenset[str]) -> None:
+def holding(lake: Lake, images: frozenset[str]) -> list[str]:
+    """Images (hex) -> URIs of what the journals hold of one of them: parts with answers, and intents of jobs that are not settled."""
+    files = list(_files(lake))
+    with ThreadPoolExecutor(8) as pool:
+        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), files)
+        return [uri for uri, mine in zip(files, held, strict=True) if mine]
+
+
+def blot(lake: Lake, held: list[str], images: frozenset[str]) -> None:
     """URIs of `holding` -> the journal without its records of the images; what they have cost stays."""
-    for place in {part.rpartition("/")[0].rpartition("/")[0] for part in parts}:
+    for place in {uri.rpartition("/")[0].rpartition("/")[0] for uri in held if uri.endswith(caption_wave.ANSWERS)}:
+        lake.opener.delete(f"{place}{IN_ONE}/{WHOLE}")  # first: what a killed deletion leaves is no copy
         lake.opener.delete(f"{place}{IN_ONE}")
-    for part in parts:
-        caption_wave.blot(lake.opener, part, images)
+    for uri in held:
+        caption_wave.blot(lake.opener, uri, images)
 
 
 def known(lake: Lake) -> DataFrame | None:
     """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
-    with ThreadPoolExecutor(8) as pool:
-        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), _waves(lake)) if one is not None and one["calls"]]
+    waves = [one for _, one in _told(lake) if one is not None and one["calls"]]
     parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
     copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
     read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
@@ -137,12 +150,23 @@ def summed(lake: Lake) -> DataFrame:
     return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
 
 
-def _parts(lake: Lake) -> Iterator[str]:
-    """-> URIs of the files in the journals."""
+def _files(lake: Lake) -> Iterator[str]:
+    """-> URIs of the files that name images: in the journals, and of jobs."""
     for wave in _waves(lake):
         place = folder(lake, wave.run, wave.number)
         for partition in lake.folders(place):
-            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder)
+            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if entry.uri.endswith(caption_wave.ANSWERS))
+        if wave.batch is not None:
+            yield from _intents(lake, place)
+
+
+def _intents(lake: Lake, place: str) -> list[str]:
+    try:
+        return [entry.uri for entry in lake.opener.entries(f"{place}.jobs") if entry.uri.endswith(".json")]
+    except Reject as reject:
+        if reject.code != "missing":
+            raise
+        return []
 
 
 def _waves(lake: Lake) -> list[Wave]:
@@ -154,7 +178,8 @@ def _waves(lake: Lake) -> list[Wave]:
     return sorted(found, key=lambda wave: (wave.run, wave.number))
 
 
-def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
+def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
+    """Closes a wave, waits until its attempts can ask no more, and lands its calls -> nano-dollars that it counts as."""
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
     lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
@@ -179,10 +204,19 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
             lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
-        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + calls // A_FILE), f"{place}{IN_ONE}")
-    lake.opener.write(f"{place}.settled.json", json.dumps({"nano_usd": nano, "calls": calls}).encode())
-    lake.opener.delete(f"{place}.jobs")
+    settled = {"nano_usd": nano, "calls": calls}
+    lake.opener.write(f"{place}.settled.json", json.dumps(settled).encode())
+    _tidy(lake, wave, settled | {"in_one": False})
     return nano
+
+
+def _tidy(lake: Lake, wave: Wave, settled: dict[str, Any]) -> None:
+    """What follows after a wave is settled: its journal in one piece, and its jobs' intents go."""
+    place = folder(lake, wave.run, wave.number)
+    if settled["calls"] and not settled["in_one"]:
+        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + settled["calls"] // A_FILE), f"{place}{IN_ONE}")
+    if wave.batch is not None:
+        lake.opener.delete(f"{place}.jobs")
 
 
 def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
