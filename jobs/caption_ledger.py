@@ -23,10 +23,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import caption_jobs
+from jobs import caption_calls, caption_jobs
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
-from udfs import caption_budget, caption_journal, caption_record, caption_wave
+from udfs import caption_budget, caption_journal, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
@@ -130,7 +130,7 @@ def known(lake: Lake) -> DataFrame | None:
     waves = [one for _, one in _told(lake) if one is not None and one["calls"]]
     parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
     copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
-    read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
+    read = [caption_calls.records(lake, parts)] if parts else []  # Spark refuses to read none
     read += [lake.spark.read.parquet(*copies)] if copies else []
     if not read:
         return None
@@ -203,7 +203,9 @@ def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     calls = sum(one.calls for one in seen.attempts.values())
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
-            lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
+            lake.append(
+                "caption_calls", caption_calls.rows(lake, wave.about, wave.run, wave.number, place), f"captions/{wave.run}", wave.number
+            )
     settled = {"nano_usd": nano, "calls": calls}
     lake.opener.write(f"{place}.settled.json", json.dumps(settled).encode())
     _tidy(lake, wave, settled | {"in_one": False})
@@ -214,31 +216,6 @@ def _tidy(lake: Lake, wave: Wave, settled: dict[str, Any]) -> None:
     """What follows after a wave is settled: its journal in one piece, and its jobs' intents go."""
     place = folder(lake, wave.run, wave.number)
     if settled["calls"] and not settled["in_one"]:
-        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + settled["calls"] // A_FILE), f"{place}{IN_ONE}")
+        lake.stage(caption_calls.records(lake, [hadoop(place)]).coalesce(1 + settled["calls"] // A_FILE), f"{place}{IN_ONE}")
     if wave.batch is not None:
         lake.opener.delete(f"{place}.jobs")
-
-
-def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
-    """A wave's journal -> rows of caption_calls."""
-    rows = _records(lake, [hadoop(place)])
-    told: dict[str, Any] = {name: F.lit(value) for name, value in wave.about.items()}
-    told |= {
-        "request": F.col("key"),
-        "image_id": F.unhex("image_id"),
-        "attempt": F.concat(F.lit(f"{wave.run}/{wave.number:06d}/"), "part"),
-        "estimated": F.coalesce("usage.estimated", F.lit(False)),
-        "seconds": F.col("seconds").cast("float"),
-        "run": F.lit(wave.run),
-    }
-    tokens = {"prompt_tokens": "prompt", "image_tokens": "image", "output_tokens": "output", "thought_tokens": "thoughts"}
-    return rows.withColumns(told | {name: F.col(f"usage.{field}").cast("bigint") for name, field in tokens.items()})
-
-
-def _records(lake: Lake, places: list[str]) -> DataFrame:
-    """Folders of waves, each with an answer part -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    parts = [f"{place}/*/*-answers.jsonl" for place in places]
-    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(parts).where(F.col("key").isNotNull())
-    name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
-    part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
-    return rows.withColumn("part", part)
