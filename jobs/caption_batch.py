@@ -1,8 +1,10 @@
 """Pending images of a tier of Batch mode -> staged captions: rounds of jobs at the service, then one landing.
 
-A wave is as many images as the budget and `batch.jobs` files allow, not waves.rows: a service may take a day for it. What a round's jobs did not
-answer, or whose answer was refused, is asked in the next. A driver that is killed meanwhile loses nothing: the next start watches the jobs of the
-waves that are not settled (jobs/caption_jobs.py), and their answers are journaled like any other.
+A wave is as many images as the budget and `batch.jobs` files of `batch.rows` allow, not waves.rows: a service may take a day for it. Every round may
+cost every image's worst: the budget pays for `batch.rounds` of them before the first begins. What a round's jobs did not answer, or whose answer was
+refused, is asked in the next; what the service, or the round's number of files, had no room for does not use one up. A driver that is killed
+meanwhile loses nothing: the next start watches the jobs of the waves that are not settled (jobs/caption_jobs.py), and their answers are journaled like
+any other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from conf.settings import Settings
 from jobs import caption_jobs, caption_ledger, caption_paid, caption_plan, caption_rows
 from jobs.lake import Lake
 from jobs.waves import Stage
-from udfs import caption_batch, caption_budget, caption_row
+from udfs import caption_budget, caption_collect, caption_intent, caption_row, caption_send
 
 ENGINES = ("gemini-batch",)
 
@@ -39,56 +41,85 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     attempts, number, at = caption_paid.task_attempts(lake), first, 0
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
-        many = caption_budget.rows_that_fit(left, told.worst, attempts, min(one.batch.rows * one.batch.jobs, total - at))
+        worst = told.worst * one.batch.rounds
+        many = caption_budget.rows_that_fit(left, worst, attempts, min(one.batch.rows * one.batch.jobs, total - at))
         if many == 0:
-            caption_paid.tell_that_they_wait(tier, total - at, left, told.worst * attempts)
-            return number
-        mine = rows.where((F.col("at") >= at) & (F.col("at") < at + many)).drop("known")
-        for asked_again in range(one.batch.rounds):
-            known = _known(lake, mine)
-            if caption_budget.nano(settings.captions.budget_usd) - spent < told.worst * attempts * many:
-                break  # of the first round it is known that it fits
-            before, number = spent, number + 1
-            requests = _submit(stage, settings, tier, known, told, number)
-            spent = caption_ledger.settle_all(lake, settings, stage.run_id)
-            if requests == 0:
-                break
-            print(
-                f"caption: tier {tier.name}: {at + many}/{total} images, round {asked_again + 1}: {requests} requests, "
-                f"{caption_plan.usd(spent - before)}, {caption_plan.usd(spent)} in all",
-                flush=True,
+            caption_paid.tell_that_they_wait(tier, total - at, left, worst * attempts)
+            break
+        mine = rows.where((F.col("at") >= at) & (F.col("at") < at + many)).withColumn("job", F.floor((F.col("at") - at) / one.batch.rows))
+        made = _Wave(stage, settings, tier, told, first, number)
+        stopped, spent = made.ask(mine, f"{at + many}/{total} images", spent, told.worst * attempts * many)
+        worker = partial(caption_collect.landed, tier=caption_rows.of_worker(settings, tier))
+        captioned = made.spread(made.known(mine)).mapInPandas(worker, caption_row.SCHEMA)
+        stage.run_whole(captioned.withColumns(caption_rows.told(settings, tier)), made.number)
+        at, number = at + many, made.number + 1
+        if stopped:
+            raise Mistake(
+                f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped}; what was answered is landed, and the rest waits"
             )
-        worker = partial(caption_batch.landed, tier=caption_rows.of_worker(settings, tier))
-        made = _spread(_known(lake, mine), one.batch.rows).mapInPandas(worker, caption_row.SCHEMA)
-        stage.run_whole(made.withColumns(caption_rows.told(settings, tier)), number)
-        at, number = at + many, number + 1
     print(f"caption: {caption_plan.compared(tier, each, new, spent - start)}", flush=True)
     return number
 
 
-def _known(lake: Lake, rows: DataFrame) -> DataFrame:
-    """Rows -> with what is journaled of them by now."""
-    journaled = caption_ledger.known(lake)
-    return rows.withColumn("known", F.lit(None).cast("string")) if journaled is None else rows.join(journaled, "image_id", "left")
+class _Wave:
+    """Images that are asked about together. `number` counts the rounds; first: of the stage's waves when its rows were frozen."""
 
+    def __init__(self, stage: Stage, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, first: int, number: int) -> None:
+        self._stage, self._settings, self._tier, self._told, self._first = stage, settings, tier, told, first
+        self._captioner = settings.captions.captioners[tier.captioner]
+        self._parts = 1
+        self.number = number
 
-def _spread(rows: DataFrame, of_a_job: int) -> DataFrame:
-    """-> a partition for each job's worth of rows, in the order of the bytes."""
-    parts = max(1, -(-rows.count() // of_a_job))
-    return rows.repartitionByRange(parts, "at").sortWithinPartitions("at").select(*caption_paid.COLUMNS)
+    def ask(self, rows: DataFrame, what: str, spent: int, worst: int) -> tuple[str | None, int]:
+        """Sends and settles rounds until nothing is open, or no round is left -> (why the job is to end, nano-dollars spent). worst: of a round; what
+        is left of the budget pays for it, also where rounds without room were more than `batch.rounds`.
+        """
+        lake, settings, stage = self._stage.lake, self._settings, self._stage
+        self._parts = 1 + (rows.agg(F.max("job").alias("last")).collect()[0]["last"] or 0)
+        rounds = 0
+        while rounds < self._captioner.batch.rounds and caption_budget.nano(settings.captions.budget_usd) - spent >= worst:
+            self.number += 1
+            requests, full, stopped = self._send(rows)
+            before, spent = spent, caption_ledger.settle_all(lake, settings, stage.run_id)
+            if requests:
+                cost = f"{caption_plan.usd(spent - before)}, {caption_plan.usd(spent)} in all"
+                print(f"caption: tier {self._tier.name}: {what}, round {rounds + 1}: {requests} requests, {cost}", flush=True)
+            stopped = stopped or self._stopped(lake)
+            if stopped or not requests:
+                return stopped or ("the service takes no more jobs now" if full else None), spent
+            rounds += not full
+        return None, spent
 
+    def known(self, rows: DataFrame) -> DataFrame:
+        """Rows -> with what is journaled of them by now: what was when they were frozen, and the answers of this run's rounds."""
+        fresh = caption_ledger.known(self._stage.lake, (self._stage.run_id, self._first))
+        if fresh is None:
+            return rows
+        joined = rows.join(fresh.withColumnRenamed("known", "fresh"), "image_id", "left")
+        both = F.concat(F.expr("substring(known, 1, length(known) - 1)"), F.lit(","), F.expr("substring(fresh, 2)"))
+        return joined.withColumn("known", F.coalesce(both, "known", "fresh")).drop("fresh")
 
-def _submit(stage: Stage, settings: Settings, tier: captions.Tier, rows: DataFrame, told: caption_plan.Bill, number: int) -> int:
-    """One round -> how many requests were sent. Raises Mistake when the service says that none can succeed."""
-    lake, one = stage.lake, settings.captions.captioners[tier.captioner]
-    purpose = f"{stage.run_id}/{number:06d}"
-    terms = caption_jobs.Terms(one.model_dump(mode="json"), told.price, purpose)
-    about = caption_rows.of_wave(settings, tier)
-    folder = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, about, terms._asdict()))
-    worker = partial(caption_batch.submit, tier=caption_rows.of_worker(settings, tier), wave=caption_batch.Wave(folder, purpose))
-    sent = stage.freeze(_spread(rows, one.batch.rows).mapInPandas(worker, caption_batch.SUBMITTED), f"sent-{number}").collect()
-    if stopped := next((row["stop"] for row in sent if row["stop"] is not None), None):
-        raise Mistake(
-            f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped}; jobs that were sent before are watched at the next start"
-        )
-    return sum(row["requests"] for row in sent)
+    def spread(self, rows: DataFrame) -> DataFrame:
+        """-> a partition for each job's worth of rows, in the order of the bytes."""
+        return rows.repartitionByRange(self._parts, "job").sortWithinPartitions("at").select(*caption_paid.COLUMNS)
+
+    def _send(self, rows: DataFrame) -> tuple[int, bool, str | None]:
+        """One round -> how many requests were sent, whether there was no room for more, why no request can succeed."""
+        stage, settings, one = self._stage, self._settings, self._captioner
+        purpose = f"{stage.run_id}/{self.number:06d}"
+        terms = caption_jobs.Terms(one.model_dump(mode="json"), self._told.price, purpose)
+        about = caption_rows.of_wave(settings, self._tier)
+        folder = caption_ledger.begin(stage.lake, caption_ledger.Wave(stage.run_id, self.number, about, terms._asdict()))
+        limits = caption_send.Limits(-(-one.batch.jobs // self._parts))
+        wave = caption_intent.Wave(folder, purpose)
+        worker = partial(caption_send.send, tier=caption_rows.of_worker(settings, self._tier), wave=wave, limits=limits)
+        sent = stage.freeze(self.spread(self.known(rows)).mapInPandas(worker, caption_send.SENT), f"sent-{self.number}").collect()
+        stopped = next((row["stop"] for row in sent if row["stop"] is not None), None)
+        return sum(row["requests"] for row in sent), any(row["full"] for row in sent), stopped
+
+    def _stopped(self, lake: Lake) -> str | None:
+        """-> what a reply of this round says that ends the job, or that it cost more than was reckoned with."""
+        mine = lake.read("caption_calls").where(F.col("attempt").startswith(f"{self._stage.run_id}/{self.number:06d}/"))
+        over = F.col("nano_usd") > self._told.worst
+        row = mine.where((F.col("outcome") == "stop") | over).select("code", over.alias("over")).first()
+        return None if row is None else f"a call cost more than {self._told.worst} nano-dollars" if row["over"] else str(row["code"])

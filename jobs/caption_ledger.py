@@ -2,7 +2,7 @@
 
     _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
     _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins; of Batch mode also how to find its jobs
-    _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_batch.py), until it is settled
+    _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_intent.py), until it is settled
     _captions/RUN/000003.calls/...        a copy of a settled wave's journal in few files, for `known`: parts are many; `forget` drops it
     _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -72,7 +72,8 @@ def settle_all(lake: Lake, settings: Settings, run: str) -> int:
     what a driver that was killed after settling left undone.
     """
     total = 0
-    for wave, settled in _told(lake):
+    waves = _waves(lake)
+    for wave, settled in zip(waves, _settled_of(lake, waves), strict=True):
         if settled is None:
             total += settle(lake, settings, run, wave)
         else:
@@ -83,7 +84,7 @@ def settle_all(lake: Lake, settings: Settings, run: str) -> int:
 
 def told_spent(lake: Lake) -> str:
     """-> what is spent of the budget, in words; what a wave that is not settled has cost is not known yet."""
-    settled = [told for _, told in _told(lake)]
+    settled = _settled_of(lake, _waves(lake))
     nano = sum(int(one["nano_usd"]) for one in settled if one is not None)
     open_ = sum(one is None for one in settled)
     return f"{nano / caption_budget.NANO:.4f} USD are spent" + (f" ({open_} waves are not settled)" if open_ else "")
@@ -101,11 +102,9 @@ def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
         return None
 
 
-def _told(lake: Lake) -> list[tuple[Wave, dict[str, Any] | None]]:
-    """-> every wave and what it counts as."""
-    waves = _waves(lake)
+def _settled_of(lake: Lake, waves: Sequence[Wave]) -> list[dict[str, Any] | None]:
     with ThreadPoolExecutor(8) as pool:
-        return list(zip(waves, pool.map(partial(_settled, lake), waves), strict=True))
+        return list(pool.map(partial(_settled, lake), waves))
 
 
 def holding(lake: Lake, images: frozenset[str]) -> list[str]:
@@ -125,9 +124,10 @@ def blot(lake: Lake, held: list[str], images: frozenset[str]) -> None:
         caption_wave.blot(lake.opener, uri, images)
 
 
-def known(lake: Lake) -> DataFrame | None:
-    """-> (image_id, known: JSON of every call for it in settled waves); None before the first paid call."""
-    waves = [one for _, one in _told(lake) if one is not None and one["calls"]]
+def known(lake: Lake, since: tuple[str, int] | None = None) -> DataFrame | None:
+    """-> (image_id, known: JSON of every call for it in settled waves); None before the first one. since: (run, number) for the later waves of a run."""
+    asked = [wave for wave in _waves(lake) if since is None or (wave.run == since[0] and wave.number > since[1])]
+    waves = [one for one in _settled_of(lake, asked) if one is not None and one["calls"]]
     parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
     copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
     read = [caption_calls.records(lake, parts)] if parts else []  # Spark refuses to read none

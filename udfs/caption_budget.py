@@ -27,6 +27,11 @@ The guarantee: at no time is more billed than the cap. Proof.
  - An attempt that is not in the listing is never billed: its open part came after the mark, which it then sees (3, 4).
  - So billed <= settled + reserved + the shares of the running wave, and that sum is at most the cap: by 1 and 2 when the wave begins, and settling
    only lowers it.
+In Batch mode (udfs/caption_intent.py) nobody asks but the service. A wave of n rows begins only when n x worst x rounds x attempts fits what is left, and
+each round only when n x worst x attempts does. A round is settled when all jobs of its intents have ended or are known never to have been made: at the
+bills of their replies, at worst for each request of a job that did not succeed that has no reply, and at worst for all requests of a job that was made
+twice. A job whose name is noted and that the service does not know any more counts at worst too. So billed <= settled, as above; it rests, besides, on a
+listing that names every job of the key once a call's timeout and a margin have passed.
 It rests on this: a call is billed at most `worst` (checked for every reply; the first that is not stops the job); whoever reads or lists after a
 write has returned sees it (POSIX file systems, S3 since 2020); worker and driver clocks differ by less than `margin` over a lease and go on
 while a process is stopped; a driver that takes the stage over knows the run of the one before it (the stage's lease).

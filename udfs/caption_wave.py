@@ -63,7 +63,7 @@ def read_records(opener: Opener, wave: str, strange: list[Strange]) -> Iterator[
 
 
 def holds(opener: Opener, uri: str, image_ids: frozenset[str]) -> bool:
-    """Whether a part, or the intent of a job (udfs/caption_batch.py), names one of the images (hex)."""
+    """Whether a part, or the intent of a job (udfs/caption_intent.py), names one of the images (hex)."""
     if not uri.endswith(ANSWERS):
         return any(image_id in image_ids for image_id, *_ in json.loads(opener.read(uri)).values())
     part = read(opener, uri, [])

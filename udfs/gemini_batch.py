@@ -1,8 +1,9 @@
 """Gemini's Batch mode: half the price, results within a day. Requests -> JSONL files of bounded size -> jobs -> a Reply per key, by the words of
 the online path.
 
-A job is bought once: its display name is made of its keys; the caller notes the intent durably before the job is created, and after a restart
-`submit` finds the job by listing instead of creating a second one. What a job that ended did not answer is missing: it goes into a next round, alone.
+A job is bought once: its display name is made of its keys; the caller notes the intent durably before the job is created, its name at the service
+after, and where a restart has the intent alone `find` tells whether there is a job. What a job that ended did not answer is missing: it goes into a
+next round, alone. The service keeps results for some days: a job that is asked for later is GONE.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import hashlib
 import json
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +26,8 @@ from udfs.gemini import GeminiEngine, generation, most_usage, of_exception
 LARGEST_FILE = 256 << 20  # bytes; the service takes 2 GB
 MOST_ROWS = 10_000
 PAGE = 100  # jobs of one listing
-ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "FAILED", "CANCELLED")
+GONE = "GONE"
+ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "FAILED", "CANCELLED", GONE)
 T = TypeVar("T")
 
 
@@ -124,29 +126,40 @@ class GeminiBatch:
     def __init__(self, options: Mapping[str, Any], key: str) -> None:
         self._engine, self._options, self._key = GeminiEngine(options, key), dict(options), key.strip()
 
-    async def submit(self, part: Part, note: Callable[[str], None]) -> str:
-        """-> the job's name at the service ("batches/..."). `note` gets the part's name right before a job is created, and must have written it
-        durably when it returns. A job of this name that exists, in whatever state, is taken.
-        """
-        if found := (await self.find([part.name]))[part.name]:
-            return found[0].name
+    async def upload(self, part: Part) -> str:
+        """-> the file's name at the service ("files/...")."""
         client = self._engine.client().aio
         sent = await self._call("upload", client.files.upload(file=part.path, config={"mime_type": "jsonl", "display_name": part.name}))
-        note(part.name)
-        job = await self._call(
-            "create", client.batches.create(model=self._options["model"], src=str(sent.name), config={"display_name": part.name})
-        )
+        return str(sent.name)
+
+    async def create(self, name: str, file: str) -> str:
+        """(Part.name, which must be noted durably by now; the file) -> the job's name at the service ("batches/..."). A create that was lost on its way
+        back made a job all the same: `find` tells.
+        """
+        client = self._engine.client().aio
+        job = await self._call("create", client.batches.create(model=self._options["model"], src=file, config={"display_name": name}))
         return str(job.name)
 
+    async def state(self, job: str) -> str:
+        """-> QUEUED, PENDING, RUNNING, ... or one of ENDED; GONE where the service does not know it any more."""
+        try:
+            return _state(await self._call("get", self._engine.client().aio.batches.get(name=job)))
+        except BatchFault as fault:
+            if fault.reply.code != "no_such_model":  # what the online path takes a 404 for
+                raise
+            return GONE
+
     async def find(self, names: Iterable[str]) -> dict[str, list[Job]]:
-        """Display names -> the jobs of each, the first that was made before the others: those are cancelled, as they would be paid twice."""
+        """Display names -> the jobs of each, the first that was made and has not failed before the others: those are cancelled, as they would be
+        paid twice. Jobs are listed to the key that made them alone.
+        """
         client = self._engine.client().aio
         found: dict[str, list[types.BatchJob]] = {name: [] for name in names}
         for job in await self._call("list", self._jobs()):
             if job.display_name in found:
                 found[job.display_name].append(job)
         for jobs in found.values():
-            jobs.sort(key=lambda job: (str(job.create_time), str(job.name)))
+            jobs.sort(key=lambda job: (_state(job) in ("FAILED", "CANCELLED"), str(job.create_time), str(job.name)))
             for other in jobs[1:]:
                 if _state(other) not in ENDED:
                     await self._call("cancel", client.batches.cancel(name=str(other.name)))
@@ -156,18 +169,23 @@ class GeminiBatch:
         return [job async for job in await self._engine.client().aio.batches.list(config={"page_size": PAGE})]
 
     async def collect(self, job: str, most: Mapping[str, Usage]) -> Collected | None:
-        """(a job that ended, Part.most) -> its replies and what is missing; None: it has not ended."""
+        """(a job that ended, Part.most) -> its replies and what is missing, which is all of one that is GONE; None: it has not ended."""
         client = self._engine.client().aio
-        known = await self._call("get", client.batches.get(name=job))
-        if (state := _state(known)) not in ENDED:
-            return None
         replies: dict[str, Reply] = {}
-        if known.dest is not None and known.dest.file_name:
-            with tempfile.TemporaryFile() as results:
-                await self._call("download", client.files.download(file=known.dest.file_name, destination=results))
-                results.seek(0)
-                for line in results:
-                    self._read(line, most, replies)
+        try:
+            known = await self._call("get", client.batches.get(name=job))
+            if (state := _state(known)) not in ENDED:
+                return None
+            if known.dest is not None and known.dest.file_name:
+                with tempfile.TemporaryFile() as results:
+                    await self._call("download", client.files.download(file=known.dest.file_name, destination=results))
+                    results.seek(0)
+                    for line in results:
+                        self._read(line, most, replies)
+        except BatchFault as fault:
+            if fault.reply.code != "no_such_model":
+                raise
+            replies, state = {}, GONE
         return Collected(replies, tuple(key for key in most if key not in replies), state)
 
     def _read(self, line: bytes, most: Mapping[str, Usage], replies: dict[str, Reply]) -> None:

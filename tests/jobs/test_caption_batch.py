@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from pyspark.sql import functions as F
 
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_jobs, caption_ledger, forget, ingest
+from jobs import caption, caption_batch, caption_jobs, caption_ledger, caption_rows, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings
 from tests.servers.gemini_server import GeminiServer
+from udfs import addresses, caption_intent, caption_send
+from udfs.opener import Opener, to_uri
 
 IMAGES = 12
 MakeLake = Callable[[Settings], Lake]
@@ -47,6 +52,14 @@ def lake(make: Make, make_lake: MakeLake) -> Lake:
     lake = make_lake(make())
     ingest.run(lake, make())
     return lake
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(*_: object) -> int:
+    raise Killed
 
 
 def bill(lake: Lake) -> int:
@@ -82,23 +95,20 @@ def test_batch_mode_gives_the_rows_of_the_online_path_at_half_the_price_also_whe
     online = {tuple(row) for row in lake.read("captions").where("engine = 'gemini'").selectExpr(*TEXTS).collect()}
     assert online == batched and server.counts()["requests"] == before and bill(lake) == half
 
+    settled = caption_ledger.settle_all(lake, make(), "test")
+    assert settled > half, "what a job left out counts at its worst"
     (victim,) = lake.read("images").orderBy("image_id").limit(1).collect()
     name = bytes(victim["image_id"]).hex()
     assert caption_ledger.holding(lake, frozenset({name}))
     forget.run(lake, make(), images=[name])
-    assert not caption_ledger.holding(lake, frozenset({name})) and caption_ledger.settle_all(lake, make(), "test") == half
-    assert not [path for path in Path(lake.area("_captions").removeprefix("file://")).rglob("*") if name in path.name]
+    assert not caption_ledger.holding(lake, frozenset({name})) and caption_ledger.settle_all(lake, make(), "test") == settled
+    left = [path for path in Path(lake.area("_captions").removeprefix("file://")).rglob("*") if path.is_file()]
+    assert left and not [path for path in left if name.encode() in path.read_bytes()]
 
 
 def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object) -> int:
-        raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(caption_jobs, "finish", killed)
         caption.run(lake, make())
@@ -115,6 +125,64 @@ def test_an_answer_that_is_refused_is_asked_once_more_in_the_next_round(lake: La
     caption.run(lake, make())
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
     assert sorted(server.counts()["by_image"].values()) == [1] * (IMAGES - 1) + [2] and lake.read("caption_calls").count() == IMAGES + 1
+
+
+def test_a_job_that_the_service_has_dropped_counts_at_its_worst_and_its_images_are_asked_again(
+    lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(caption_jobs, "finish", killed)
+        caption.run(lake, make())
+    server.order(batch_forgets=True)
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr(caption_batch._Wave, "ask", killed)
+        caption.run(lake, make())
+    lost = caption_ledger.settle_all(lake, make(), "test")
+    assert lost > 0 and "ended as GONE" in capsys.readouterr().out and lake.read("caption_calls").isEmpty()
+    server.order(batch_forgets=False)
+    caption.run(lake, make())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+    assert caption_ledger.settle_all(lake, make(), "test") == lost + bill(lake)
+
+
+def test_what_there_was_no_room_for_and_what_expired_is_sent_in_the_next_rounds(
+    lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(caption_send, "Limits", partial(caption_send.Limits, waits=()))  # a service that is full is not waited for
+    server.order(batch_room=1, batch_polls=2, batch_end=["EXPIRED"], batch_done=0.5)
+    caption.run(lake, make(rounds=2))
+    said = capsys.readouterr().out
+    assert said.count("round 1: ") > 1 and "ended as EXPIRED" in said
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES and set(server.counts()["by_image"].values()) == {1}
+
+
+def test_a_reply_that_stops_the_job_ends_it_when_the_others_are_landed(lake: Lake, make: Make, server: GeminiServer) -> None:
+    server.order(queue=["", "finish_PUP_LIMITED_DISABLED"])
+    with pytest.raises(Mistake, match="gemini-batch stopped the job: usage_policy"):
+        caption.run(lake, make())
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES - 1
+
+
+def test_a_later_attempt_of_a_task_sends_what_the_earlier_one_could_not(
+    make: Make, images: Path, server: GeminiServer, tmp_path: Path
+) -> None:
+    rows = []
+    for path in sorted(images.rglob("*.png")):
+        stat = path.stat()
+        address = dict.fromkeys(addresses.COLUMNS) | {"uri": to_uri(str(path)), "offset": 0, "length": stat.st_size}
+        address |= {"size": stat.st_size, "mtime_us": stat.st_mtime_ns // 1_000}
+        rows.append(
+            {"image_id": hashlib.sha256(path.read_bytes()).digest(), "addresses": [address], "tags": [], "alt_text": "", "known": None}
+        )
+    frame, tier = pd.DataFrame(rows), caption_rows.of_worker(make(), make().captions.tiers[0])
+    wave = caption_intent.Wave(to_uri(str(tmp_path / "run/000001")), "run/000001")
+    hidden = images / "part-0/00.png"
+    hidden.rename(tmp_path / "away.png")
+    first = pd.concat(list(caption_send.send(iter([frame]), tier, wave, caption_send.Limits(9))))
+    (tmp_path / "away.png").rename(hidden)
+    again = pd.concat(list(caption_send.send(iter([frame]), tier, wave, caption_send.Limits(9))))
+    assert (first.requests.sum(), again.requests.sum()) == (IMAGES - 1, IMAGES) and len(again) == len(first) + 1
+    assert len(caption_intent.names(Opener(), wave)) == len(again)
 
 
 def test_the_budget_holds_and_a_service_that_sends_workers_elsewhere_ends_the_stage(

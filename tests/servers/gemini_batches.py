@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.servers.gemini_modes import Fault
 from tests.servers.gemini_service import Service
 
 _MADE = "2026-10-01T00:00:00.000000000Z"
@@ -72,6 +73,10 @@ class Batches:
         source = batch["inputConfig"]["fileName"].removeprefix("files/")
         if source not in self.files:
             return None
+        room = self.service.script["batch_room"]
+        if room and sum(job["state"] in ("PENDING", "RUNNING") for job in self.jobs.values()) >= room:
+            full = Fault(429, "RESOURCE_EXHAUSTED", "Too many batch jobs are enqueued.")
+            return web.json_response(full.body(key), status=full.status)
         name = f"b{len(self.jobs)}"
         self.jobs[name] = {
             "model": model,
@@ -119,7 +124,7 @@ class Batches:
         return web.json_response(told)
 
     def _job(self, method: str, name: str, cancel: bool) -> web.Response | None:
-        if name not in self.jobs:
+        if name not in self.jobs or self.service.script["batch_forgets"]:
             return None
         job = self.jobs[name]
         if method == "DELETE":
@@ -142,7 +147,8 @@ class Batches:
 
     def _work(self, name: str) -> None:
         job, script = self.jobs[name], self.service.script
-        job["state"] = script["batch_end"]
+        ends = script["batch_end"]
+        job["state"] = ends if isinstance(ends, str) else ends.pop(0) if ends else "SUCCEEDED"
         if job["state"] in ("FAILED", "CANCELLED"):
             return
         lines = self.files[job["file"]].decode().splitlines()

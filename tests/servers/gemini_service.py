@@ -33,7 +33,9 @@ SCRIPT: dict[str, Any] = {
     "elsewhere": "http://127.0.0.1:9/",  # where redirects point
     "upload_elsewhere": False,  # the bytes of an upload are answered with a redirect
     "batch_polls": 1,  # looks at a batch job before it ends
-    "batch_end": "SUCCEEDED",  # SUCCEEDED | PARTIALLY_SUCCEEDED | EXPIRED | FAILED | CANCELLED
+    "batch_end": "SUCCEEDED",  # SUCCEEDED | PARTIALLY_SUCCEEDED | EXPIRED | FAILED | CANCELLED; a list: of the next jobs, then SUCCEEDED
+    "batch_room": 0,  # jobs that may be at work at once, more are a 429; 0: any number
+    "batch_forgets": False,  # jobs and results are asked for too late: 404
     "batch_done": 1.0,  # share of the lines that are answered; of SUCCEEDED all
 }
 RPC_CODES = dict(  # google.rpc.Code, as lines of batches have it

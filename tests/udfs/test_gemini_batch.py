@@ -18,7 +18,7 @@ from udfs import caption_answer
 from udfs.caption_call import Reply
 from udfs.caption_request import Request
 from udfs.gemini import GeminiEngine, most_usage
-from udfs.gemini_batch import PAGE, BatchFault, GeminiBatch, Job, Part, body, write_parts
+from udfs.gemini_batch import GONE, PAGE, BatchFault, GeminiBatch, Job, Part, body, write_parts
 
 KEY = "AIzaSyCANARY-0123456789_abcdefghijklmno"
 OPTIONS = {
@@ -50,13 +50,12 @@ class Bench:
     def __init__(self, server: GeminiServer, runner: asyncio.Runner) -> None:
         self.server, self._runner = server, runner
         self.batch = GeminiBatch({**OPTIONS, "base_url": server.url}, KEY)
-        self.notes: list[str] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 
     def submit(self, part: Part) -> str:
-        return self.run(self.batch.submit(part, self.notes.append))
+        return self.run(self.batch.create(part.name, self.run(self.batch.upload(part))))
 
 
 @pytest.fixture
@@ -135,24 +134,20 @@ def test_files_are_bounded_in_rows_and_bytes_and_named_by_their_keys(tmp_path: P
     assert list(write_parts([], OPTIONS, folders[2])) == []
 
 
-def test_a_restart_between_create_and_record_finds_the_job_and_makes_no_second_one(bench: Bench, tmp_path: Path) -> None:
+def test_a_job_is_found_by_its_name_and_what_nobody_made_is_not(bench: Bench, tmp_path: Path) -> None:
+    bench.server.order(batch_polls=9)
     parts = list(write_parts(asked(6), OPTIONS, tmp_path, rows=2))
-    jobs = [bench.submit(part) for part in parts]  # ... and nothing of it was recorded
-    assert bench.notes == [part.name for part in parts]
-    fresh = Bench(bench.server, bench._runner)
-    assert [fresh.submit(part) for part in parts] == jobs and fresh.notes == []
-    bench.run(fresh.batch.close())
+    jobs = [bench.submit(part) for part in parts[:2]]
+    found = bench.run(bench.batch.find([part.name for part in parts]))
+    assert [[job.name for job in found[part.name]] for part in parts] == [[jobs[0]], [jobs[1]], []]
+    assert [bench.run(bench.batch.state(job)) for job in jobs] == ["RUNNING", "RUNNING"]
 
 
-def test_the_intent_is_noted_before_the_job_is_created(bench: Bench, tmp_path: Path) -> None:
-    (part,) = write_parts(asked(1), OPTIONS, tmp_path)
-
-    def killed(name: str) -> None:
-        raise SystemExit(name)
-
-    with pytest.raises(SystemExit, match=part.name):
-        bench.run(bench.batch.submit(part, killed))
-    assert bench.run(bench.batch.find([part.name])) == {part.name: []}  # the restart knows of the intent, and that no job came of it
+def test_a_job_that_the_service_has_dropped_is_gone_and_all_of_it_is_missing(bench: Bench, tmp_path: Path) -> None:
+    (part,) = write_parts(asked(2), OPTIONS, tmp_path)
+    assert bench.run(bench.batch.state("batches/long-ago")) == GONE
+    gone = bench.run(bench.batch.collect("batches/long-ago", part.most))
+    assert gone is not None and (gone.replies, gone.missing, gone.state) == ({}, ("key-0", "key-1"), GONE)
 
 
 def test_a_job_is_found_behind_many_pages_and_of_two_the_first_counts(bench: Bench, tmp_path: Path) -> None:
@@ -218,13 +213,13 @@ def test_odd_lines_of_results_are_missing_and_of_two_the_first_counts() -> None:
 def test_a_call_that_fails_says_how_without_the_key(bench: Bench, tmp_path: Path) -> None:
     (part,) = write_parts(asked(1), OPTIONS, tmp_path)
     with pytest.raises(BatchFault) as unknown:
-        bench.run(bench.batch.collect("batches/nothing", {}))
+        bench.run(bench.batch.create(part.name, "files/nothing"))
     assert (unknown.value.reply.code, unknown.value.reply.usage) == ("no_such_model", None)
     with GeminiServer() as elsewhere:
         bench.server.order(upload_elsewhere=True, elsewhere=elsewhere.url + "/upload/v1/files")
         with pytest.raises(BatchFault) as redirected:
             bench.submit(part)
-        assert redirected.value.reply.code == "redirected" and bench.notes == []
+        assert redirected.value.reply.code == "redirected"
         assert elsewhere.counts()["requests"] == elsewhere.counts()["others"] == 0
     for caught in (unknown, redirected):
         assert KEY not in f"{caught.value!r}{caught.value.__cause__!r}{caught.value.__context__!r}"
