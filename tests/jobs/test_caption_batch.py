@@ -106,6 +106,7 @@ def test_batch_mode_gives_the_rows_of_the_online_path_at_half_the_price_also_whe
     assert left and not [path for path in left if name.encode() in path.read_bytes()]
 
 
+@pytest.mark.proof
 def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice
     assert not list(Path(lake.area("_captions").removeprefix("file://")).rglob("*.jobs"))
 
 
+@pytest.mark.proof
 def test_an_answer_that_is_refused_is_asked_once_more_in_the_next_round(lake: Lake, make: Make, server: GeminiServer) -> None:
     server.order(queue=["caption_wrong_schema"])
     caption.run(lake, make())
@@ -127,6 +129,7 @@ def test_an_answer_that_is_refused_is_asked_once_more_in_the_next_round(lake: La
     assert sorted(server.counts()["by_image"].values()) == [1] * (IMAGES - 1) + [2] and lake.read("caption_calls").count() == IMAGES + 1
 
 
+@pytest.mark.proof
 def test_a_job_that_the_service_has_dropped_counts_at_its_worst_and_its_images_are_asked_again(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +159,7 @@ def test_what_there_was_no_room_for_and_what_expired_is_sent_in_the_next_rounds(
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES and set(server.counts()["by_image"].values()) == {1}
 
 
+@pytest.mark.proof
 def test_a_reply_that_stops_the_job_ends_it_when_the_others_are_landed(lake: Lake, make: Make, server: GeminiServer) -> None:
     server.order(queue=["", "finish_PUP_LIMITED_DISABLED"])
     with pytest.raises(Mistake, match="gemini-batch stopped the job: usage_policy"):
@@ -185,6 +189,7 @@ def test_a_later_attempt_of_a_task_sends_what_the_earlier_one_could_not(
     assert len(caption_intent.names(Opener(), wave)) == len(again)
 
 
+@pytest.mark.proof
 def test_the_budget_holds_and_a_service_that_sends_workers_elsewhere_ends_the_stage(
     lake: Lake, make: Make, server: GeminiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_key_that_is_planted_is_found_in_every_form(tmp_path: Path) -> None:
     assert canary.hits(canary.make(), tmp_path) == []
 
 
+@pytest.mark.proof
 def test_after_failures_that_tell_the_key_it_is_nowhere(make_lake: MakeLake, tmp_path: Path) -> None:
     """It is given by Spark's own setting, which Spark writes into its event log unless it is told not to."""
     modes = "503 cut_body html 400_image finish_SAFETY block_PROHIBITED_CONTENT caption_wrong_schema 302_elsewhere 307_elsewhere"

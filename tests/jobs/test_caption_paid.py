@@ -104,6 +104,7 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES - 1
 
 
+@pytest.mark.proof
 def test_what_is_expected_from_a_pilot_is_what_the_ledger_counts_within_2_percent(
     lake: Lake, images: Path, settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,7 @@ def test_pixels_that_cannot_be_decoded_are_a_reject_for_every_output(
     ]
 
 
+@pytest.mark.proof
 def test_a_wave_staged_under_other_settings_lands_under_its_own_fingerprint(
     images: Path, tmp_path: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:

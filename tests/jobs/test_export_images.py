@@ -190,6 +190,7 @@ def test_an_image_that_cannot_be_read_is_named_and_lacks_and_another_attempt_is_
     assert read(second)[0]["lacking"] == {"bytes_changed": 1}
 
 
+@pytest.mark.proof
 def test_a_run_that_goes_on_after_a_kill_writes_only_the_files_that_lack(
     lake: Lake, settings: Settings, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_on_s3_a_landing_waits_for_another_drivers(
     assert [key for key in store.keys("lake/_leases/") if not key.endswith("/")] == []
 
 
+@pytest.mark.proof
 def test_an_object_overwritten_after_ingest_is_bytes_changed_and_its_new_bytes_a_new_image(
     store: ObjectStore, tmp_path: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:

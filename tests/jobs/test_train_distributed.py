@@ -92,7 +92,7 @@ def test_what_would_fail_on_the_executors_only_is_refused_by_its_key(make_settin
 
 @pytest.mark.parametrize("file", ["training/loop.py", "training/label.py", "training/train_diffusion_again.py"])
 def test_a_file_that_is_no_trainer_is_refused_with_what_is_one(make_settings: MakeSettings, file: str) -> None:
-    names = ["train_classifier", "train_diffusion", "train_scorer"]
+    names = ["train_captioner", "train_classifier", "train_diffusion", "train_scorer"]
     words = f"trainer: given '{file}', expected the path of a trainer's file: training/NAME.py, NAME one of {names}"
     with pytest.raises(Mistake, match=re.escape(words)):
         train_distributed.plan(make_settings(), file, "export", "build.yaml", [])
