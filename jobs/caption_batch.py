@@ -115,7 +115,8 @@ class _Wave:
         worker = partial(caption_send.send, tier=caption_rows.of_worker(settings, self._tier), wave=wave, limits=limits)
         sent = stage.freeze(self.spread(self.known(rows)).mapInPandas(worker, caption_send.SENT), f"sent-{self.number}").collect()
         stopped = next((row["stop"] for row in sent if row["stop"] is not None), None)
-        return sum(row["requests"] for row in sent), any(row["full"] for row in sent), stopped
+        jobs = {row["name"]: row["requests"] for row in sent}  # a task tells of what it found of others too
+        return sum(jobs.values()), any(row["full"] for row in sent), stopped
 
     def _stopped(self, lake: Lake) -> str | None:
         """-> what a reply of this round says that ends the job, or that it cost more than was reckoned with."""

@@ -62,7 +62,7 @@ def send(frames: Iterator[pd.DataFrame], tier: caption_work.Tier, wave: Wave, li
 
 
 async def _earlier(opener: Opener, wave: Wave, client: GeminiBatch, waits: Sequence[float]) -> tuple[dict[str, int], set[str]]:
-    """-> what other attempts have sent: the requests of each job, and their keys."""
+    """-> what other attempts, and other tasks of the wave, have sent: the requests of each job, and their keys."""
     noted = caption_intent.names(opener, wave)
     if not noted:
         return {}, set()

@@ -148,12 +148,13 @@ def test_a_job_that_the_service_has_dropped_counts_at_its_worst_and_its_images_a
     assert caption_ledger.settle_all(lake, make(), "test") == lost + bill(lake)
 
 
+@pytest.mark.proof
 def test_what_there_was_no_room_for_and_what_expired_is_sent_in_the_next_rounds(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(caption_send, "Limits", partial(caption_send.Limits, waits=()))  # a service that is full is not waited for
     server.order(batch_room=1, batch_polls=2, batch_end=["EXPIRED"], batch_done=0.5)
-    caption.run(lake, make(rounds=2))
+    caption.run(lake, make(rounds=2, rows=6))
     said = capsys.readouterr().out
     assert said.count("round 1: ") > 1 and "ended as EXPIRED" in said
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES and set(server.counts()["by_image"].values()) == {1}
