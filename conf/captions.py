@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import date
+from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from conf.build import Select
 from conf.section import Device, Frozen, Name, Positive, Precision, Share
@@ -106,7 +107,14 @@ class Captions(Frozen):
     tokenizer: str = STAND_IN  # a folder with a tokenizer.json (the text encoder's own), or the stand-in
     tokenizer_sha256: str | None = None
     captioners: dict[Name, Captioner] = {"tags": Captioner(engine="tags")}
-    tiers: tuple[Tier, ...] = (Tier(name="all", captioner="tags", parts=("short", "medium", "tags", "ocr")),)
+    tiers: tuple[Tier, ...] = Field(default=(Tier(name="all", captioner="tags", parts=("short", "medium", "tags", "ocr")),), min_length=1)
+
+    @field_validator("budget_usd")
+    @classmethod
+    def _is_of_nano_dollars(cls, usd: float) -> float:
+        if (exact := Decimal(str(usd)) * 1_000_000_000) != exact.to_integral_value():
+            raise ValueError(f"given {usd!r}, expected US dollars with at most 9 decimals")
+        return usd
 
     @model_validator(mode="after")
     def _tiers_name_captioners(self) -> Captions:

@@ -25,6 +25,7 @@ from jobs import (
     caption_paid,
     caption_plan,
     caption_rows,
+    caption_sample,
     caption_tiers,
     command,
     embedding,
@@ -49,47 +50,44 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     for tiers in caption_tiers.rounds(settings):
         with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
             _run(stage, settings, tiers)
+    tell_that_flags_lack(lake, settings)
 
 
 def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
     lake, (free, paid) = stage.lake, split(settings, tiers)
-    for tier in paid:
-        caption_paid.check_key(lake, settings.captions.captioners[tier.captioner])
-    leaders = _leaders(stage, settings, tiers)
+    pairs = _pairs(stage, settings, tiers)
     number = 0
     if free:
-        pending = _asked(lake, settings, leaders).where(F.col("tier").isin(free))
+        pending = _asked(lake, settings, pairs).where(F.col("tier").isin(free))
         plan = stage.plan(*ordered(lake, settings, pending, tiers))
         if plan.rows or not paid:
             stage.run(plan, lambda inputs: compute(inputs, settings, tiers))
         number = max(plan.waves, default=-1) + 1
     for tier in paid:
         asks = caption_batch if engine_of(settings, tier) in caption_batch.ENGINES else caption_paid
-        pending = _asked(lake, settings, leaders)  # anew: what the last one was told is prohibited is shown to no other
+        pending = _asked(lake, settings, pairs)  # anew: what the last one was told is prohibited is shown to no other
         number = asks.run(stage, settings, tier, pending.where(F.col("tier") == tier.name), number)
-    if leaders is not None:
-        led = shared_captions.led(lake, settings, caption_tiers.pending(lake, settings), leaders)
+    if pairs is not None:
+        led = shared_captions.led(lake, settings, caption_tiers.pending(lake, settings), pairs)
         copied = stage.freeze(shared_captions.staged(lake, settings, led), "shared")
         if (count := copied.count()) > 0:
             stage.run_whole(copied, number)
             print(f"{NAME}: {count} near-duplicates got the captions of the image that leads them", flush=True)
 
 
-def _leaders(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> DataFrame | None:
-    """-> who leads whom, found once a run; None where captions are not shared: by the config, and of a comparison."""
-    if settings.captions.share == "none" or tiers != settings.captions.tiers:
+def _pairs(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> DataFrame | None:
+    """-> which images are near each other, found once a run; None where captions are not shared: by the config, and of a comparison."""
+    if tiers != settings.captions.tiers or not shared_captions.tiers(settings):
         return None
-    return stage.freeze(shared_captions.leaders(stage.lake, settings), "leaders")
+    return stage.freeze(shared_captions.pairs(stage.lake, settings), "pairs")
 
 
-def _asked(lake: Lake, settings: Settings, leaders: DataFrame | None) -> DataFrame:
+def _asked(lake: Lake, settings: Settings, pairs: DataFrame | None) -> DataFrame:
     """-> (image_id, tier) of those that are pending and get no other image's captions."""
     pending = caption_tiers.pending(lake, settings)
-    return (
-        pending
-        if leaders is None
-        else pending.join(shared_captions.led(lake, settings, pending, leaders), ["image_id", "tier"], "left_anti")
-    )
+    if pairs is None:
+        return pending
+    return pending.join(shared_captions.led(lake, settings, pending, pairs), ["image_id", "tier"], "left_anti")
 
 
 def split(settings: Settings, tiers: Sequence[Tier]) -> tuple[list[str], list[Tier]]:
@@ -112,10 +110,8 @@ def engine_of(settings: Settings, tier: Tier) -> str:
 
 def tell_plan(lake: Lake, settings: Settings) -> None:
     """Prints images, and of paid tiers tokens and money, before anything is sent."""
-    pending, tiers = (
-        _asked(lake, settings, shared_captions.leaders(lake, settings) if settings.captions.share == "near" else None),
-        caption_tiers.tiers(settings),
-    )
+    pairs = shared_captions.pairs(lake, settings) if shared_captions.tiers(settings) else None
+    pending, tiers = _asked(lake, settings, pairs), caption_tiers.tiers(settings)
     counts = {row["tier"]: row["count"] for row in pending.groupBy("tier").count().collect()}
     free, paid = split(settings, tiers)
     whole = 0
@@ -131,6 +127,18 @@ def tell_plan(lake: Lake, settings: Settings) -> None:
         budget = settings.captions.budget_usd
         print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
     print(progress.estimate(lake, NAME, sum(counts.values())))
+    tell_that_flags_lack(lake, settings)
+
+
+def tell_that_flags_lack(lake: Lake, settings: Settings) -> None:
+    """Says how many images wait for the stage `flag`: among them are those that a detector has refused for good, and that wait for ever."""
+    if not settings.embed.detectors:
+        return
+    fingerprints = {caption_rows.fingerprint(settings, tier) for tier in caption_tiers.tiers(settings)}
+    captioned = lake.read("captions").where(F.col("fingerprint").isin(*sorted(fingerprints)))
+    rows = caption_sample.images(lake).join(caption_rows.flags(lake, settings), "image_id", "left_anti")
+    if (count := rows.join(captioned, "image_id", "left_anti").count()) > 0:
+        print(f"{NAME}: {count} images wait for flags: run flag; what a detector refused for good, the table rejects says", flush=True)
 
 
 def check(settings: Settings) -> None:

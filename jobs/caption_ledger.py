@@ -2,7 +2,7 @@
 
     _captions/RUN/000003/...              the wave's journal (udfs/caption_journal.py)
     _captions/RUN/000003.about.json       tier, fingerprint, engine and model of the wave, before it begins; of Batch mode also how to find its jobs
-    _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_batch.py), until it is settled
+    _captions/RUN/000003.jobs/...         of Batch mode: what each job asks (udfs/caption_intent.py), until it is settled
     _captions/RUN/000003.calls/...        a copy of a settled wave's journal in few files, for `known`: parts are many; `forget` drops it
     _captions/RUN/000003.settled.json     what it counts as, once no attempt of it can ask any more
 
@@ -14,23 +14,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import caption_jobs
+from jobs import caption_calls, caption_jobs
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
-from udfs import caption_budget, caption_journal, caption_record, caption_wave
+from udfs import caption_budget, caption_journal, caption_wave
 from udfs.reject import Reject
 
 AREA = "_captions"
-IN_ONE, A_FILE = ".calls", 50_000  # calls of a file, about
+IN_ONE, WHOLE = ".calls", "_SUCCESS"  # the copy, and what Spark writes into it when it is whole
+A_FILE = 50_000  # calls of a file of it, about
 MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
 LOOKS = 30  # at attempts that have not ended, in a lease
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
@@ -67,17 +68,23 @@ def close_others(lake: Lake, run: str, taken_over: str | None) -> None:
 
 
 def settle_all(lake: Lake, settings: Settings, run: str) -> int:
-    """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease."""
+    """Settles every wave that is not settled -> nano-dollars that all waves count as. run: that of the stage, which holds its lease. Also finishes
+    what a driver that was killed after settling left undone.
+    """
     total = 0
-    for wave in _waves(lake):
-        settled = _settled(lake, wave)
-        total += int(settled["nano_usd"]) if settled is not None else _settle(lake, settings, run, wave)
+    waves = _waves(lake)
+    for wave, settled in zip(waves, _settled_of(lake, waves), strict=True):
+        if settled is None:
+            total += settle(lake, settings, run, wave)
+        else:
+            total += int(settled["nano_usd"])
+            _tidy(lake, wave, settled)
     return total
 
 
 def told_spent(lake: Lake) -> str:
     """-> what is spent of the budget, in words; what a wave that is not settled has cost is not known yet."""
-    settled = [_settled(lake, wave) for wave in _waves(lake)]
+    settled = _settled_of(lake, _waves(lake))
     nano = sum(int(one["nano_usd"]) for one in settled if one is not None)
     open_ = sum(one is None for one in settled)
     return f"{nano / caption_budget.NANO:.4f} USD are spent" + (f" ({open_} waves are not settled)" if open_ else "")
@@ -88,37 +95,42 @@ def _settled(lake: Lake, wave: Wave) -> dict[str, Any] | None:
     place = folder(lake, wave.run, wave.number)
     try:
         told = json.loads(lake.opener.read(f"{place}.settled.json"))
-        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/_SUCCESS")}
+        return told | {"journal": place, "in_one": lake.opener.exists(f"{place}{IN_ONE}/{WHOLE}")}
     except Reject as reject:
         if reject.code != "missing":
             raise
         return None
 
 
-def holding(lake: Lake, images: frozenset[str]) -> list[str]:
-    """Images (hex) -> URIs of the journal parts that hold a call for one of them."""
-    parts = list(_parts(lake))
+def _settled_of(lake: Lake, waves: Sequence[Wave]) -> list[dict[str, Any] | None]:
     with ThreadPoolExecutor(8) as pool:
-        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), parts)
-        return [uri for uri, mine in zip(parts, held, strict=True) if mine]
+        return list(pool.map(partial(_settled, lake), waves))
 
 
-def blot(lake: Lake, parts: list[str], images: frozenset[str]) -> None:
+def holding(lake: Lake, images: frozenset[str]) -> list[str]:
+    """Images (hex) -> URIs of what the journals hold of one of them: parts with answers, and intents of jobs that are not settled."""
+    files = list(_files(lake))
+    with ThreadPoolExecutor(8) as pool:
+        held = pool.map(lambda uri: caption_wave.holds(lake.opener, uri, images), files)
+        return [uri for uri, mine in zip(files, held, strict=True) if mine]
+
+
+def blot(lake: Lake, held: list[str], images: frozenset[str]) -> None:
     """URIs of `holding` -> the journal without its records of the images; what they have cost stays."""
-    for place in {part.rpartition("/")[0].rpartition("/")[0] for part in parts}:
+    for place in {uri.rpartition("/")[0].rpartition("/")[0] for uri in held if uri.endswith(caption_wave.ANSWERS)}:
+        lake.opener.delete(f"{place}{IN_ONE}/{WHOLE}")  # first: what a killed deletion leaves is no copy
         lake.opener.delete(f"{place}{IN_ONE}")
-    for part in parts:
-        caption_wave.blot(lake.opener, part, images)
+    for uri in held:
+        caption_wave.blot(lake.opener, uri, images)
 
 
 def known(lake: Lake, since: tuple[str, int] | None = None) -> DataFrame | None:
     """-> (image_id, known: JSON of every call for it in settled waves); None before the first one. since: (run, number) for the later waves of a run."""
     asked = [wave for wave in _waves(lake) if since is None or (wave.run == since[0] and wave.number > since[1])]
-    with ThreadPoolExecutor(8) as pool:
-        waves = [one for one in pool.map(lambda wave: _settled(lake, wave), asked) if one is not None and one["calls"]]
+    waves = [one for one in _settled_of(lake, asked) if one is not None and one["calls"]]
     parts = [hadoop(one["journal"]) for one in waves if not one["in_one"]]
     copies = [hadoop(one["journal"] + IN_ONE) for one in waves if one["in_one"]]
-    read = [_records(lake, parts)] if parts else []  # Spark refuses to read none
+    read = [caption_calls.records(lake, parts)] if parts else []  # Spark refuses to read none
     read += [lake.spark.read.parquet(*copies)] if copies else []
     if not read:
         return None
@@ -138,12 +150,23 @@ def summed(lake: Lake) -> DataFrame:
     return lake.read("caption_calls").groupBy(*by).agg(*counts, *sums, usd).orderBy(*by)
 
 
-def _parts(lake: Lake) -> Iterator[str]:
-    """-> URIs of the files in the journals."""
+def _files(lake: Lake) -> Iterator[str]:
+    """-> URIs of the files that name images: in the journals, and of jobs."""
     for wave in _waves(lake):
         place = folder(lake, wave.run, wave.number)
         for partition in lake.folders(place):
-            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if not entry.is_folder)
+            yield from (entry.uri for entry in lake.opener.entries(f"{place}/{partition}") if entry.uri.endswith(caption_wave.ANSWERS))
+        if wave.batch is not None:
+            yield from _intents(lake, place)
+
+
+def _intents(lake: Lake, place: str) -> list[str]:
+    try:
+        return [entry.uri for entry in lake.opener.entries(f"{place}.jobs") if entry.uri.endswith(".json")]
+    except Reject as reject:
+        if reject.code != "missing":
+            raise
+        return []
 
 
 def _waves(lake: Lake) -> list[Wave]:
@@ -155,7 +178,8 @@ def _waves(lake: Lake) -> list[Wave]:
     return sorted(found, key=lambda wave: (wave.run, wave.number))
 
 
-def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
+def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
+    """Closes a wave, waits until its attempts can ask no more, and lands its calls -> nano-dollars that it counts as."""
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
     lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
@@ -179,33 +203,19 @@ def _settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     calls = sum(one.calls for one in seen.attempts.values())
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
-            lake.append("caption_calls", _ledger(lake, wave, place), f"captions/{wave.run}", wave.number)
-        lake.stage(_records(lake, [hadoop(place)]).coalesce(1 + calls // A_FILE), f"{place}{IN_ONE}")
-    lake.opener.write(f"{place}.settled.json", json.dumps({"nano_usd": nano, "calls": calls}).encode())
-    lake.opener.delete(f"{place}.jobs")
+            lake.append(
+                "caption_calls", caption_calls.rows(lake, wave.about, wave.run, wave.number, place), f"captions/{wave.run}", wave.number
+            )
+    settled = {"nano_usd": nano, "calls": calls}
+    lake.opener.write(f"{place}.settled.json", json.dumps(settled).encode())
+    _tidy(lake, wave, settled | {"in_one": False})
     return nano
 
 
-def _ledger(lake: Lake, wave: Wave, place: str) -> DataFrame:
-    """A wave's journal -> rows of caption_calls."""
-    rows = _records(lake, [hadoop(place)])
-    told: dict[str, Any] = {name: F.lit(value) for name, value in wave.about.items()}
-    told |= {
-        "request": F.col("key"),
-        "image_id": F.unhex("image_id"),
-        "attempt": F.concat(F.lit(f"{wave.run}/{wave.number:06d}/"), "part"),
-        "estimated": F.coalesce("usage.estimated", F.lit(False)),
-        "seconds": F.col("seconds").cast("float"),
-        "run": F.lit(wave.run),
-    }
-    tokens = {"prompt_tokens": "prompt", "image_tokens": "image", "output_tokens": "output", "thought_tokens": "thoughts"}
-    return rows.withColumns(told | {name: F.col(f"usage.{field}").cast("bigint") for name, field in tokens.items()})
-
-
-def _records(lake: Lake, places: list[str]) -> DataFrame:
-    """Folders of waves, each with an answer part -> their records, and `part`: partition/attempt. A call that the parts of two attempts hold is two rows."""
-    parts = [f"{place}/*/*-answers.jsonl" for place in places]
-    rows = lake.spark.read.schema(caption_record.RECORD_SCHEMA).json(parts).where(F.col("key").isNotNull())
-    name = F.regexp_extract(F.input_file_name(), r"(\d{6,})/(\d{3,})-\d{6,}-answers\.jsonl", 0)
-    part = F.concat_ws("/", F.regexp_extract(name, r"^(\d+)/", 1), F.regexp_extract(name, r"/(\d+)-", 1))
-    return rows.withColumn("part", part)
+def _tidy(lake: Lake, wave: Wave, settled: dict[str, Any]) -> None:
+    """What follows after a wave is settled: its journal in one piece, and its jobs' intents go."""
+    place = folder(lake, wave.run, wave.number)
+    if settled["calls"] and not settled["in_one"]:
+        lake.stage(caption_calls.records(lake, [hadoop(place)]).coalesce(1 + settled["calls"] // A_FILE), f"{place}{IN_ONE}")
+    if wave.batch is not None:
+        lake.opener.delete(f"{place}.jobs")

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial, reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from pyspark import TaskContext
@@ -45,74 +45,127 @@ def check_key(lake: Lake, captioner: captions.Captioner) -> None:
         raise Mistake(f"captions: key: the environment variable {captioner.key.environment} is not set; set it before the session starts")
 
 
+class Asked(NamedTuple):
+    """What became of rows. waves: their number; spent: nano-dollars of all waves of the lake; unasked: (image_id, tier) that may be asked anew."""
+
+    waves: int
+    spent: int
+    unasked: list[DataFrame]
+
+
 def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> int:
-    """Images of the tier (image_id, tier), the number of the next wave -> the number after the last. Raises Mistake when the captioner stops the job.
+    """Images of the tier (image_id, tier), the number of the next wave -> the number after the last. Raises Mistake when the captioner stops the job,
+    or has no key.
 
     Rows that an attempt could not ask for (its share is 0 when executors were lost more often than tasks may fail; its lease ran out) are asked for
     in waves of their own, for as long as there are fewer each time.
     """
     caption_ledger.close_others(stage.lake, stage.run_id, stage.taken_over)
+    spent = caption_ledger.settle_all(stage.lake, settings, stage.run_id)
     number, before = first, None
     while True:
-        made = _waves(stage, settings, tier, pending, number)
-        number += len(made)
-        if not made:
+        waves, spent, unasked = _waves(stage, settings, tier, pending, number, spent)
+        number += waves
+        if not unasked:
             return number
-        pending = reduce(DataFrame.unionByName, made).where(F.col("state") == caption_row.UNASKED).select("image_id", "tier")
+        pending = reduce(DataFrame.unionByName, unasked)
         left = pending.count()
-        if left == 0 or left == before:
-            if left:
-                print(f"caption: tier {tier.name}: {left} images wait: no attempt could ask for them", flush=True)
+        if left == before:
+            print(f"caption: tier {tier.name}: {left} images wait: no attempt could ask for them", flush=True)
             return number
         before = left
 
 
-def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> list[DataFrame]:
-    """-> what each wave staged, for as long as the budget lasts."""
-    lake, one = stage.lake, settings.captions.captioners[tier.captioner]
-    spent = caption_ledger.settle_all(lake, settings, stage.run_id)
+def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int, spent: int) -> Asked:
+    """Waves for as long as the budget lasts; then what the journal can answer without a call."""
+    lake = stage.lake
     rows, total = ordered(stage, settings, tier, pending, first)
     if total == 0:
         print(f"caption: tier {tier.name}: nothing to do", flush=True)
-        return []
+        return Asked(0, spent, [])
     notes = caption_plan.notes(rows)
     told = caption_plan.bill(settings, tier, notes.longest)
     each, start = caption_plan.expected(lake, settings, tier, told, notes), spent
-    attempts, at = task_attempts(lake), 0
-    waves: list[DataFrame] = []
+    attempts, at, number = task_attempts(lake), 0, first
+    left_over: list[DataFrame] = []
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
         if many == 0:
-            tell_that_they_wait(tier, total - at, left, told.row * attempts)
+            waves, landed = _from_the_journal(stage, settings, tier, told, rows.where(F.col("at") >= at), number)
+            number += waves
+            if (waiting := total - at - landed) > 0:
+                tell_that_they_wait(tier, waiting, left, told.row * attempts)
             break
-        number = first + len(waves)
-        journal = caption_ledger.begin(lake, caption_ledger.Wave(stage.run_id, number, caption_rows.of_wave(settings, tier)))
-        inputs = rows.where((F.col("at") >= at) & (F.col("at") < at + many))
-        waves.append(made := stage.freeze(_asked(lake, inputs, settings, tier, told, journal, attempts), f"asked-{number}"))
-        before, spent = spent, caption_ledger.settle_all(lake, settings, stage.run_id)
-        stage.run_whole(made, number)
-        at += many
-        print(
-            f"caption: tier {tier.name}: {at}/{total} images asked, {caption_plan.usd(spent - before)} in this wave, {caption_plan.usd(spent)} in all",
-            flush=True,
-        )
-        if (stopped := made.where(F.col("stop").isNotNull()).select("stop").first()) is not None:
+        wave = _wave(stage, settings, tier, told, rows.where((F.col("at") >= at) & (F.col("at") < at + many)), number)
+        number, at, spent = number + 1, at + many, spent + wave.nano
+        if wave.unasked:
+            left_over.append(wave.rows.where(F.col("state") == caption_row.UNASKED).select("image_id", "tier"))
+        usd = f"{caption_plan.usd(wave.nano)} in this wave, {caption_plan.usd(spent)} in all"
+        print(f"caption: tier {tier.name}: {at}/{total} images asked, {usd}", flush=True)
+        if wave.stop is not None:
+            engine = settings.captions.captioners[tier.captioner].engine
             raise Mistake(
-                f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped['stop']}; what was answered is landed, and the rest waits"
+                f"caption: tier {tier.name}: {engine} stopped the job: {wave.stop}; what was answered is landed, and the rest waits"
             )
     new = rows.where((F.col("at") < at) & F.col("known").isNull()).count()  # images of which nothing was journaled
     print(f"caption: {caption_plan.compared(tier, each, new, spent - start)}", flush=True)
-    return waves
+    return Asked(number - first, spent, left_over)
+
+
+class Wave(NamedTuple):
+    """One that is settled and landed. rows: staged; nano: dollars that it cost; unasked: how many of its rows; stop: why the job is to end."""
+
+    rows: DataFrame
+    nano: int
+    unasked: int
+    stop: str | None
+
+
+def _wave(stage: Stage, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, inputs: DataFrame, number: int) -> Wave:
+    lake = stage.lake
+    wave = caption_ledger.Wave(stage.run_id, number, caption_rows.of_wave(settings, tier))
+    journal = caption_ledger.begin(lake, wave)
+    made = stage.freeze(_asked(lake, inputs, settings, tier, told, journal, task_attempts(lake)), f"asked-{number}")
+    nano = caption_ledger.settle(lake, settings, stage.run_id, wave)
+    stage.run_whole(made, number)
+    unasked = F.count_if(F.col("state") == caption_row.UNASKED)
+    found = made.agg(unasked.alias("unasked"), F.first("stop", ignorenulls=True).alias("stop")).first()
+    assert found is not None
+    return Wave(made, nano, found["unasked"], found["stop"])
+
+
+def _from_the_journal(
+    stage: Stage, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, rows: DataFrame, number: int
+) -> tuple[int, int]:
+    """Rows that the budget does not pay for -> (waves, images that the journal has answers of, which are landed). A share of 0 allows no call."""
+    size = settings.waves.rows
+    mine = rows.where(F.col("known").isNotNull()).withColumn("of", F.floor(F.col("at") / size))
+    landed, counts = 0, {row["of"]: row["count"] for row in mine.groupBy("of").count().orderBy("of").collect()}  # one row a wave
+    for made, (of, count) in enumerate(counts.items()):
+        wave = _wave(stage, settings, tier, told._replace(row=0), mine.where(F.col("of") == of).drop("of"), number + made)
+        landed += count - wave.unasked
+    if landed:
+        print(f"caption: tier {tier.name}: {landed} images from the journal, without a call", flush=True)
+    return len(counts), landed
 
 
 def ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
-    """-> (image_id, tier, ABOUT, addresses, known, at) in the order of the bytes, frozen; how many."""
-    rows = embedding.placed(stage.lake, caption_rows.about(stage.lake, settings, pending), settings)
-    journaled = caption_ledger.known(stage.lake)
+    """-> (image_id, tier, ABOUT, addresses, known, at) in the order of the bytes, frozen; how many. Raises Mistake when there are some, and no key."""
+    lake = stage.lake
+    rows = embedding.placed(lake, caption_rows.about(lake, settings, pending), settings)
+    journaled = caption_ledger.known(lake)
     rows = rows.withColumn("known", F.lit(None).cast("string")) if journaled is None else rows.join(journaled, "image_id", "left")
-    uri = stage.lake.area("_staging", stage.name, stage.run_id, f"tier-{tier.name}-{first}")
-    return ordering.numbered(stage.lake, rows, embedding.ORDER, uri)
+    name = f"tier-{tier.name}-{first}"
+    uri = lake.area("_staging", stage.name, stage.run_id, name)
+    rows, total = ordering.numbered(lake, rows, embedding.ORDER, uri)
+    if total:
+        check_key(lake, settings.captions.captioners[tier.captioner])
+    # with its numbers, about a file a wave: each wave reads its own, instead of numbering all of them again
+    files = max(1, -(-total // settings.waves.rows))
+    rows = stage.freeze(rows.repartitionByRange(files, "at").sortWithinPartitions("at"), f"{name}-numbered")
+    lake.opener.delete(uri)
+    return rows, total
 
 
 def task_attempts(lake: Lake) -> int:

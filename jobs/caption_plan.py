@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from conf.captions import Tier
@@ -19,17 +19,18 @@ from conf.section import Mistake
 from conf.settings import Settings, load_prices, load_prompt
 from jobs import caption_rows
 from jobs.lake import Lake
-from udfs import caption_budget, caption_work
+from udfs import caption_budget, caption_request, caption_work
 from udfs.caption_budget import Price
 
 PILOT = 20  # images of the ledger
 BYTES_A_TOKEN = 4
+CHARACTER = 4  # bytes in UTF-8, at most
 TAG_TOKENS, REGION_TOKENS, JSON_TOKENS = 4, 8, 60  # of an answer: a tag, a region of text, keys and quotes
 TAGS, REGIONS = 20, 1  # of an image, about
 
 
 class Notes(NamedTuple):
-    """Bytes of the tags and the alt text that are told of an image."""
+    """Bytes of the tags and the alt text that are sent of an image."""
 
     mean: float
     longest: int
@@ -57,8 +58,14 @@ class Expected(NamedTuple):
 
 
 def notes(rows: DataFrame) -> Notes:
-    """Rows with tags and alt_text -> their bytes."""
-    each = F.octet_length("alt_text") + F.coalesce(F.aggregate("tags", F.lit(0), lambda sum_, tag: sum_ + F.octet_length(tag)), F.lit(0))
+    """Rows with tags and alt_text -> bytes of what is sent of them, at most: caption_request cuts both, and a character has no more than CHARACTER."""
+
+    def sent(text: Column, characters: int) -> Column:
+        return F.least(F.octet_length(text), F.lit(CHARACTER * characters))
+
+    tags = F.slice("tags", 1, caption_request.TAGS)
+    of_tags = F.aggregate(tags, F.lit(0), lambda sum_, tag: sum_ + sent(tag, caption_request.TAG))
+    each = sent(F.col("alt_text"), caption_request.NOTE) + F.coalesce(of_tags, F.lit(0))
     found = rows.agg(F.mean(each).alias("mean"), F.max(each).alias("longest")).first()
     assert found is not None
     return Notes(float(found["mean"] or 0), int(found["longest"] or 0))

@@ -90,12 +90,14 @@ class Journal:
     def earlier(self) -> tuple[list[Record], bool]:
         """-> (records of earlier attempts of this partition that were not given before, whether all of those attempts have ended)."""
         found: list[Record] = []
+        fresh: set[str] = set()
         names = [name for name in listed(self.opener, self._folder, self.strange) if int(name[0]) < self.place.attempt]
         for attempt, number, kind in names:
             uri = self._uri(attempt, number, kind)
             if uri not in self._read and (part := read(self.opener, uri, self.strange)) is not None:
                 found += part.records
-            self._read.add(uri)
+            fresh.add(uri)
+        self._read |= fresh  # when all are read: a store that fails halfway is asked again for the same
         ended = {attempt for attempt, _, kind in names if kind == "end"}
         return found, all(attempt in ended for attempt, _, _ in names)
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import count
 from typing import TypeVar
 
 from udfs.caption_budget import Account, Lease
@@ -125,22 +124,24 @@ class Parts:
             if not durable.done():  # its row was given up
                 durable.set_result(None)
 
-    async def _durably(self, write: Callable[[], None]) -> None:
-        """Writes, again and again while the lease holds."""
-        for tried in count():
+    async def _durably(self, work: Callable[[], Result]) -> Result:
+        """Writes or looks, again and again while the lease holds. Raises Reject when the store fails for longer."""
+        tried = 0
+        while True:
             try:
-                return await self._on_disk(write)
+                return await self._on_disk(work)
             except Reject:
                 wait = min(RETRY * 2**tried, LONGEST_RETRY)
                 if not self._lease.holds(self._clock() + wait):
                     raise
                 await asyncio.sleep(wait)
+                tried += 1
 
     async def _look_around(self) -> None:
-        if (why := await self._on_disk(self._journal.fenced)) is not None:
+        if (why := await self._durably(self._journal.fenced)) is not None:
             self._fenced(why)
         if self._journal.place.attempt:
-            records, _ = await self._on_disk(self._journal.earlier)
+            records, _ = await self._durably(self._journal.earlier)
             self._bought(records)
 
     def _on_disk(self, work: Callable[[], Result]) -> Awaitable[Result]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 REQUEST_VERSION = 1
 NOTE = 1_000  # characters of alt text that are sent
 TAGS, TAG = 60, 80  # tags that are sent, characters of one
+WHY = 300  # characters of what was wrong with an answer
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 _MARK = re.compile(r"<\s*/?\s*notes\s*>", re.IGNORECASE)
 
@@ -68,7 +69,7 @@ def render(
 
 def repaired(request: Request, prompt: Prompt, why: str) -> Request:
     """A request whose answer was refused -> the one more that says why. Its key is another."""
-    text = f"{request.prompt}\n\n{prompt.repair.replace('{why}', _CONTROL.sub(' ', why)[:300]).strip()}"
+    text = f"{request.prompt}\n\n{prompt.repair.replace('{why}', _CONTROL.sub(' ', why)[:WHY]).strip()}"
     key = hashlib.sha256(f"{request.key}|repair|{text}".encode()).hexdigest()
     return request._replace(key=key, prompt=text)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from udfs.caption_answer import LISTS, PARTS, TEXTS, Checked, Fault
 from udfs.caption_call import ANSWER, QUARANTINE, RETRY, Reply
 from udfs.caption_record import Record
-from udfs.caption_request import Request
+from udfs.caption_request import WHY, Request
 
 Row = Mapping[str, Any]
 
@@ -125,7 +125,7 @@ def unasked(row: Row, key: str | None, code: str, detail: str, calls: int) -> di
 
 def why(faults: Sequence[Fault]) -> str:
     """Faults -> one line for a prompt or a person."""
-    return "; ".join(f"{fault.part}: {fault.code} ({fault.detail})" for fault in faults)[:300]
+    return "; ".join(f"{fault.part}: {fault.code} ({fault.detail})" for fault in faults)[:WHY]
 
 
 def _row(row: Row, key: str | None, state: str, calls: int) -> dict[str, Any]:

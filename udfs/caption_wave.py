@@ -15,6 +15,7 @@ from udfs.caption_record import Part, Record, Strange, listed, name_of, read
 from udfs.opener import Opener
 from udfs.reject import Reject
 
+ANSWERS = "-answers.jsonl"  # ends the names of parts that hold records
 _PARTITION = re.compile(r"\d{6,}")
 
 
@@ -62,13 +63,21 @@ def read_records(opener: Opener, wave: str, strange: list[Strange]) -> Iterator[
 
 
 def holds(opener: Opener, uri: str, image_ids: frozenset[str]) -> bool:
-    """Whether a part has a record of one of the images (hex)."""
+    """Whether a part, or the intent of a job (udfs/caption_intent.py), names one of the images (hex)."""
+    if not uri.endswith(ANSWERS):
+        return any(image_id in image_ids for image_id, *_ in json.loads(opener.read(uri)).values())
     part = read(opener, uri, [])
     return part is not None and any(one.image_id in image_ids for one in part.records)
 
 
 def blot(opener: Opener, uri: str, image_ids: frozenset[str]) -> None:
-    """A part without its records of the images; what it counts and has cost stays. The one change that a part may suffer, for `forget`."""
+    """A part without its records of the images, what it counts and has cost stays; an intent with "" for their ids, so that its job is billed as
+    before. The one change that they may suffer, for `forget`.
+    """
+    if not uri.endswith(ANSWERS):
+        told = {key: ["" if image_id in image_ids else image_id, *rest] for key, (image_id, *rest) in json.loads(opener.read(uri)).items()}
+        opener.write(uri, json.dumps(told).encode())
+        return
     header, *lines = opener.read(uri).rstrip(b"\n").rpartition(b"\n")[0].split(b"\n")
     body = b"\n".join([header, *(line for line in lines if json.loads(line)["image_id"] not in image_ids)]) + b"\n"
     opener.write(uri, body + json.dumps({"whole": hashlib.sha256(body).hexdigest()}).encode() + b"\n")

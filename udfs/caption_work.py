@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from udfs.gemini_batch import GeminiBatch
 
 LANGUAGE = "language"  # a part that is always asked for
-REPAIR = 400  # bytes of a repair's words at most, beside the prompt's own
+REPAIR = 4 * caption_request.WHY  # bytes of a repair's words at most, beside the prompt's own
 ESCAPED = 2  # JSON writes a character of the notes in at most so many of its bytes, but for controls, which are taken out
 
 

@@ -55,6 +55,8 @@ def test_every_encoder_that_we_ship_is_valid(path: Path) -> None:
         ("ingest.sources=[{name: a, kind: manifest, uri: x, columns: {image: y}}]", ["columns of a manifest", "['image']"]),
         ("compare_captioners.captioners=[tags, pro]", ["compare_captioners.captioners: given ['pro']", "captions.captioners has ['tags']"]),
         ("captions.tiers=[{name: compare.x, captioner: tags}]", ["given ['compare.x']", "compare_captioners adds"]),
+        ("captions.tiers=[]", ["captions.tiers", "at least 1 item"]),
+        ("captions.budget_usd=0.0000000001", ["captions.budget_usd", "given 1e-10", "at most 9 decimals"]),
         ("lake.catalog=main", ["catalog and schema_name go together"]),
         ("embed", ["--set", "expected KEY=VALUE"]),
     ],

@@ -92,6 +92,19 @@ def test_each_image_is_captioned_once_by_its_tier_or_refused_by_name(
     assert caption_tiers.pending(lake, again).count() == 1  # the first image: another tier asks for other parts of it
 
 
+def test_images_that_wait_for_flags_are_counted_since_they_may_wait_for_ever(
+    settings: Settings, make_lake: Callable[[Settings], Lake], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = make_lake(settings)
+    ingest.run(lake, settings)
+    seen = settings.model_copy(update={"embed": settings.embed.model_copy(update={"detectors": ("open-nsfw",)})})
+    capsys.readouterr()
+    caption.tell_that_flags_lack(lake, settings)
+    assert capsys.readouterr().out == ""
+    caption.tell_that_flags_lack(lake, seen)
+    assert capsys.readouterr().out.startswith(f"caption: {IMAGES} images wait for flags: ")
+
+
 def test_options_of_pace_are_not_in_the_fingerprint_and_those_of_the_request_are(settings: Settings) -> None:
     def told(**changes: object) -> str:
         one = Captioner(engine="openai", model="m", base_url="http://127.0.0.1:1").model_copy(update=changes)

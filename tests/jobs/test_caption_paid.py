@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from conf.captions import Captioner, CompareCaptioners
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_ledger, caption_paid, forget, ingest
+from jobs import caption, caption_ledger, caption_paid, caption_plan, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings, write_image
 from tests.servers.gemini_server import GeminiServer
@@ -70,7 +70,7 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     assert server.counts()["requests"] == server.counts()["answered"] == IMAGES
     kinds = {row["kind"]: row["n"] for row in lake.read("captions").groupBy("kind").agg(F.count_distinct("image_id").alias("n")).collect()}
     assert {kinds[kind] for kind in ("short", "medium", "long", "style", "tags")} == {IMAGES}
-    assert lake.read("captions").where("tokens <= 0 OR model != 'gemini-3.8-flash' OR prompt != 'studbook-1'").isEmpty()
+    assert lake.read("captions").where("tokens <= 0 AND kind != 'ocr' OR model != 'gemini-3.8-flash' OR prompt != 'studbook-1'").isEmpty()
     bill, calls = server.counts()["billed"], lake.read("caption_calls")
     assert calls.count() == IMAGES and calls.where("code != 'ok' OR estimated").isEmpty()
     tokens = calls.agg(*[F.sum(f"{name}_tokens").alias(name) for name in ("prompt", "image", "output", "thought")]).first()
@@ -93,6 +93,8 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     assert len(list(Path(settings().lake.root).rglob("*.calls"))) == 1  # of two waves' the one that does not hold it
     assert parts and not any(bytes(victim["image_id"]).hex() in path.read_text() for path in parts)
     assert caption_ledger.settle_all(lake, settings(), "test") == spent > 0
+    copies = list(Path(settings().lake.root).rglob("*.calls"))
+    assert len(copies) == 2 and lake.spark.read.parquet(*map(str, copies)).count() == IMAGES - 1  # the other is made anew
     assert caption_wave.read_wave(lake.opener, caption_ledger.folder(lake, parts[0].parts[-4], 0)).strange == ()
 
     # the tables are lost; the journal is asked before the service
@@ -136,6 +138,16 @@ def test_a_budget_is_never_passed_and_what_is_left_waits(
     assert lake.read("captions").select("image_id").distinct().count() == asked
     assert asked == IMAGES or "images wait" in said
     assert lake.read("rejects").where("stage = 'caption'").isEmpty()
+
+    # the tables are lost and nothing is left of the budget: what was bought lands again
+    told = ("hex(image_id)", "kind", "part", "text", "tokens", "request")
+    before = sorted(tuple(row) for row in lake.read("captions").selectExpr(*told).collect())
+    lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
+    caption.run(lake, settings(budget=0.0, rows=5))
+    said = capsys.readouterr().out
+    assert sorted(tuple(row) for row in lake.read("captions").selectExpr(*told).collect()) == before != []
+    assert server.counts()["requests"] == asked and f"{asked} images from the journal, without a call" in said
+    assert ("images wait" in said) == (asked < IMAGES)
 
 
 def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_else_is_asked(
@@ -190,6 +202,23 @@ def test_a_start_that_was_killed_before_its_first_answer_hinders_no_later_one(
     caption_ledger.begin(lake, caption_ledger.Wave("20260101T000000-00000000", 0, about))
     assert caption_ledger.known(lake) is None
     assert caption_ledger.settle_all(lake, settings(), "test") == 0
+
+
+def test_what_a_driver_that_was_killed_after_settling_left_is_put_right(settings: Callable[..., Settings], make_lake: MakeLake) -> None:
+    lake, about = make_lake(settings()), {"tier": "all", "fingerprint": "f", "engine": "gemini-batch", "model": MODEL}
+    place = caption_ledger.begin(lake, caption_ledger.Wave("20260101T000000-00000000", 0, about, {}))
+    lake.opener.write(f"{place}.jobs/studbook-1.json", b'{"k": ["aa", false, {}]}')
+    assert caption_ledger.holding(lake, frozenset({"aa"})) == [f"{place}.jobs/studbook-1.json"]
+    lake.opener.write(f"{place}.settled.json", b'{"nano_usd": 7, "calls": 0}')
+    assert caption_ledger.settle_all(lake, settings(), "test") == 7
+    assert caption_ledger.holding(lake, frozenset({"aa"})) == []
+
+
+def test_a_huge_alt_text_is_reckoned_with_as_it_is_sent(settings: Callable[..., Settings], make_lake: MakeLake) -> None:
+    rows = [(["é" * 10] * 100, "x" * 100), (["a", "b" * 1000], "x" * 1_000_000), ([], "")]
+    told = caption_plan.notes(make_lake(settings()).spark.createDataFrame(rows, "tags ARRAY<STRING>, alt_text STRING"))
+    sent = [60 * 20 + 100, 1 + 4 * 80 + 4 * 1_000, 0]  # 60 tags of 80 characters and 1,000 of alt text, of 4 bytes at most
+    assert told == (sum(sent) / 3, max(sent))
 
 
 def test_a_driver_that_was_taken_for_dead_begins_waves_that_ask_nothing(settings: Callable[..., Settings], make_lake: MakeLake) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.object_store import BUCKET, ObjectStore, object_store
-from udfs import caption_record
+from udfs import caption_record, caption_wave
 from udfs.caption_budget import Seen
 from udfs.caption_call import Reply, Usage
 from udfs.caption_journal import Journal, Place, close
@@ -151,6 +152,30 @@ def test_a_write_that_fails_is_tried_again_under_its_name_and_counts_once(wave: 
     journal.answers([answered(1)])
     assert read_wave(opener, wave).attempts[0, 0].spent == 70
     assert len(list(read_records(opener, wave, []))) == 1
+
+
+def test_a_look_at_earlier_attempts_that_fails_halfway_loses_none_of_them(wave: str) -> None:
+    opener = Opener()
+    journal = begun(opener, wave)
+    journal.answers([answered(1)])
+    in_the_way = part_of(wave, "000000/000-000002-answers.jsonl")
+    in_the_way.mkdir()
+    later = begun(opener, wave, attempt=1)
+    with pytest.raises(Reject, match="unreadable"):
+        later.earlier()
+    in_the_way.rmdir()
+    journal.answers([answered(2)])
+    assert {one.key for one in later.earlier()[0]} == {asked(1).key, asked(2).key} and later.earlier()[0] == []
+
+
+def test_the_intent_of_a_job_forgets_an_image_and_keeps_what_it_can_be_billed(place: tuple[Opener, str]) -> None:
+    opener, wave = place
+    usage, uri = {"prompt": 1, "image": 2, "output": 3, "thoughts": 0, "estimated": False}, f"{wave}.jobs/studbook-1.json"
+    opener.write(uri, json.dumps({"k1": ["aa", False, usage], "k2": ["bb", True, usage]}).encode())
+    assert caption_wave.holds(opener, uri, frozenset({"aa", "cc"})) and not caption_wave.holds(opener, uri, frozenset({"cc"}))
+    caption_wave.blot(opener, uri, frozenset({"aa", "cc"}))
+    assert json.loads(opener.read(uri)) == {"k1": ["", False, usage], "k2": ["bb", True, usage]}
+    assert not caption_wave.holds(opener, uri, frozenset({"aa"}))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, -2, -30, -90])

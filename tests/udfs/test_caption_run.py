@@ -466,6 +466,20 @@ def test_a_journal_that_cannot_be_written_fails_the_task_when_its_lease_is_over_
     assert len(engine.asked) <= TERMS.unsettled and engine.closed
 
 
+def test_a_look_at_the_journal_that_fails_is_taken_again_while_the_lease_holds(wave: str) -> None:
+    list(attempt(wave, Scripted(always), 5))
+    in_the_way = Path(to_path(wave).decode()) / "000000/000-000099-answers.jsonl"
+    in_the_way.mkdir()
+    threading.Timer(0.5, in_the_way.rmdir).start()
+    engine = Scripted(always)
+    assert states(staged(attempt(wave, engine, 10, number=1))) == {("whole", None): 10}
+    assert len(engine.asked) == 5 and not in_the_way.exists()  # the other five were bought before
+    in_the_way.mkdir()
+    with pytest.raises(Reject, match="unreadable"):
+        list(attempt(wave, engine, 10, number=2, terms=TERMS._replace(lease=0.5)))
+    assert len(engine.asked) == 5
+
+
 def test_a_429_slows_the_whole_task(wave: str) -> None:
     begun: list[float] = []
 
