@@ -76,6 +76,7 @@ def test_what_a_list_names_by_sha256_is_an_id_and_a_code_and_never_read_again(
     assert "ingest: nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.proof
 def test_a_listed_picture_and_its_altered_copy_give_no_output_and_a_later_list_is_applied_to_what_is_there(
     images: Path, tmp_path: Path, make_settings: MakeSettings, make_lake: MakeLake, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -315,6 +315,7 @@ def test_a_new_champion_costs_scores_and_nothing_else(lake: Lake, settings: Sett
         client.set_registered_model_alias("aesthetic-scorer", "champion", "1")
 
 
+@pytest.mark.proof
 def test_another_encoder_needs_its_own_degraded_views_and_no_second_label(build: Build, lake: Lake, settings: Settings) -> None:
     (build.folder / "finer.yaml").write_text("{name: finer, kernel: colour_grid, width: 192, image_size: 448}")
     finer = str(build.folder / "finer.yaml")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pyspark.sql import functions as F
 
@@ -18,6 +19,7 @@ from tests.servers.gemini_server import GeminiServer
 IMAGES, COPIES = 12, 3
 
 
+@pytest.mark.proof
 def test_a_picture_that_is_there_in_several_encodings_is_bought_once(
     images: Path, make_settings: MakeSettings, make_lake: Callable[[Settings], Lake]
 ) -> None:
