@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 RULES_VERSION = 2
@@ -37,6 +38,9 @@ _MARKUP = re.compile(r"</?[A-Za-z][^>\n]{0,200}>|```|\*\*|^\s{0,3}#{1,6}\s|\]\(|
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://|\bwww\.[a-z0-9-]+\.|\b[\w-]+\.(?:com|net|org|io)/", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _LANGUAGE = re.compile(r"[a-z]{2}")
+_CHARACTER = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
+)  # Unicode's Cc but for tab and line ends, and halves of characters
 
 
 class Rules(NamedTuple):
@@ -103,7 +107,7 @@ def check(
     faults. Raises nothing.
     """
     parts, faults = _parse(text)
-    known = _runs(prompt)
+    known = _runs_of_prompt(prompt)
     banned = _banned(rules.banned)
     named = parts.get("language")
     for part in asked:
@@ -199,12 +203,10 @@ def _of_text(part: str, value: str, rules: Rules, count: Callable[[str], int]) -
 
 
 def _of_characters(part: str, texts: Sequence[str]) -> Fault | None:
-    for character in (one for text in texts for one in text):
-        if "\ud800" <= character <= "\udfff":
-            return Fault(part, "half_character", f"U+{ord(character):04X}")
-        if unicodedata.category(character) == "Cc" and character not in "\n\r\t":
-            return Fault(part, "control", f"U+{ord(character):04X}")
-    return None
+    found = next(filter(None, map(_CHARACTER.search, texts)), None)
+    if found is None:
+        return None
+    return Fault(part, "half_character" if found.group() >= "\ud800" else "control", f"U+{ord(found.group()):04X}")
 
 
 def _of_list(part: str, value: Sequence[str], most: int) -> Fault | None:
@@ -242,6 +244,12 @@ def _of_words(
 
 def _banned(words: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE) if words else None
+
+
+@lru_cache(maxsize=8)
+def _runs_of_prompt(prompt: str) -> set[tuple[str, ...]]:
+    """One prompt is behind all answers of a tier."""
+    return _runs(prompt)
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
