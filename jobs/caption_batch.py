@@ -41,10 +41,9 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     attempts, number, at = caption_paid.task_attempts(lake), first, 0
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
-        worst = told.worst * one.batch.rounds
-        many = caption_budget.rows_that_fit(left, worst, attempts, min(one.batch.rows * one.batch.jobs, total - at))
+        many = caption_budget.rows_that_fit(left, told.row, attempts, min(one.batch.rows * one.batch.jobs, total - at))
         if many == 0:
-            caption_paid.tell_that_they_wait(tier, total - at, left, worst * attempts)
+            number += caption_paid.land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)
             break
         mine = rows.where((F.col("at") >= at) & (F.col("at") < at + many)).withColumn("job", F.floor((F.col("at") - at) / one.batch.rows))
         made = _Wave(stage, settings, tier, told, first, number)
@@ -74,15 +73,17 @@ class _Wave:
         """Sends and settles rounds until nothing is open, or no round is left -> (why the job is to end, nano-dollars spent). worst: of a round; what
         is left of the budget pays for it, also where rounds without room were more than `batch.rounds`.
         """
-        lake, settings, stage = self._stage.lake, self._settings, self._stage
+        settings, lake = self._settings, self._stage.lake
         self._parts = 1 + (rows.agg(F.max("job").alias("last")).collect()[0]["last"] or 0)
         rounds = 0
         while rounds < self._captioner.batch.rounds and caption_budget.nano(settings.captions.budget_usd) - spent >= worst:
             self.number += 1
-            requests, full, stopped = self._send(rows)
-            before, spent = spent, caption_ledger.settle_all(lake, settings, stage.run_id)
+            wave = self._begun()
+            requests, full, stopped = self._send(rows, wave)
+            nano = caption_ledger.settle(lake, settings, self._stage.run_id, wave)
+            spent += nano
             if requests:
-                cost = f"{caption_plan.usd(spent - before)}, {caption_plan.usd(spent)} in all"
+                cost = f"{caption_plan.usd(nano)}, {caption_plan.usd(spent)} in all"
                 print(f"caption: tier {self._tier.name}: {what}, round {rounds + 1}: {requests} requests, {cost}", flush=True)
             stopped = stopped or self._stopped(lake)
             if stopped or not requests:
@@ -103,15 +104,21 @@ class _Wave:
         """-> a partition for each job's worth of rows, in the order of the bytes."""
         return rows.repartitionByRange(self._parts, "job").sortWithinPartitions("at").select(*caption_paid.COLUMNS)
 
-    def _send(self, rows: DataFrame) -> tuple[int, bool, str | None]:
+    def _begun(self) -> caption_ledger.Wave:
+        """-> a round's wave of the ledger."""
+        purpose = f"{self._stage.run_id}/{self.number:06d}"
+        terms = caption_jobs.Terms(self._captioner.model_dump(mode="json"), self._told.price, purpose)
+        about = caption_rows.of_wave(self._settings, self._tier)
+        wave = caption_ledger.Wave(self._stage.run_id, self.number, about, terms._asdict())
+        caption_ledger.begin(self._stage.lake, wave)
+        return wave
+
+    def _send(self, rows: DataFrame, round_: caption_ledger.Wave) -> tuple[int, bool, str | None]:
         """One round -> how many requests were sent, whether there was no room for more, why no request can succeed."""
-        stage, settings, one = self._stage, self._settings, self._captioner
-        purpose = f"{stage.run_id}/{self.number:06d}"
-        terms = caption_jobs.Terms(one.model_dump(mode="json"), self._told.price, purpose)
-        about = caption_rows.of_wave(settings, self._tier)
-        folder = caption_ledger.begin(stage.lake, caption_ledger.Wave(stage.run_id, self.number, about, terms._asdict()))
-        limits = caption_send.Limits(-(-one.batch.jobs // self._parts))
-        wave = caption_intent.Wave(folder, purpose)
+        stage, settings = self._stage, self._settings
+        assert round_.batch is not None
+        wave = caption_intent.Wave(caption_ledger.folder(stage.lake, round_.run, round_.number), round_.batch["purpose"])
+        limits = caption_send.Limits(-(-self._captioner.batch.jobs // self._parts))
         worker = partial(caption_send.send, tier=caption_rows.of_worker(settings, self._tier), wave=wave, limits=limits)
         sent = stage.freeze(self.spread(self.known(rows)).mapInPandas(worker, caption_send.SENT), f"sent-{self.number}").collect()
         stopped = next((row["stop"] for row in sent if row["stop"] is not None), None)

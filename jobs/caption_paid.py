@@ -92,10 +92,7 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
         if many == 0:
-            waves, landed = _from_the_journal(stage, settings, tier, told, rows.where(F.col("at") >= at), number)
-            number += waves
-            if (waiting := total - at - landed) > 0:
-                tell_that_they_wait(tier, waiting, left, told.row * attempts)
+            number += land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)
             break
         wave = _wave(stage, settings, tier, told, rows.where((F.col("at") >= at) & (F.col("at") < at + many)), number)
         number, at, spent = number + 1, at + many, spent + wave.nano
@@ -135,10 +132,12 @@ def _wave(stage: Stage, settings: Settings, tier: captions.Tier, told: caption_p
     return Wave(made, nano, found["unasked"], found["stop"])
 
 
-def _from_the_journal(
-    stage: Stage, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, rows: DataFrame, number: int
-) -> tuple[int, int]:
-    """Rows that the budget does not pay for -> (waves, images that the journal has answers of, which are landed). A share of 0 allows no call."""
+def land_without_calls(
+    stage: Stage, settings: Settings, tier: captions.Tier, told: caption_plan.Bill, rows: DataFrame, number: int, left: int
+) -> int:
+    """Rows that the budget does not pay for, of which `left` nano-dollars are left -> the number of waves that landed what the journal answers, since a
+    share of 0 allows no call. Tells how many wait.
+    """
     size = settings.waves.rows
     mine = rows.where(F.col("known").isNotNull()).withColumn("of", F.floor(F.col("at") / size))
     landed, counts = 0, {row["of"]: row["count"] for row in mine.groupBy("of").count().orderBy("of").collect()}  # one row a wave
@@ -147,7 +146,13 @@ def _from_the_journal(
         landed += count - wave.unasked
     if landed:
         print(f"caption: tier {tier.name}: {landed} images from the journal, without a call", flush=True)
-    return len(counts), landed
+    if (waiting := rows.count() - landed) > 0:
+        need = caption_plan.usd(told.row * task_attempts(stage.lake))
+        had = f"{caption_plan.usd(max(left, 0))} of the budget are left"
+        print(
+            f"caption: tier {tier.name}: {waiting} images wait: {had}, one of them may need {need}; raise captions.budget_usd", flush=True
+        )
+    return len(counts)
 
 
 def ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
@@ -228,12 +233,3 @@ def on_worker(
         [rows], caption_work.work(tier), lambda: caption_work.engine(tier.captioner), kept, price, Rate(rate), how
     ):
         yield pd.DataFrame(caption_row.counted(cast(list[dict[str, Any]], frame.to_dict("records")), count), columns=caption_row.COLUMNS)
-
-
-def tell_that_they_wait(tier: captions.Tier, images: int, left: int, need: int) -> None:
-    """Images that the budget does not pay for. left, need: nano-dollars, of the budget and for one of them at worst."""
-    print(
-        f"caption: tier {tier.name}: {images} images wait: {caption_plan.usd(max(left, 0))} of the budget are left, "
-        f"one of them may need {caption_plan.usd(need)}; raise captions.budget_usd",
-        flush=True,
-    )

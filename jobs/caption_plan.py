@@ -37,7 +37,7 @@ class Notes(NamedTuple):
 
 
 class Bill(NamedTuple):
-    """What a tier's calls may cost, in nano-dollars. worst: of a call; row: of a row in one attempt of its task."""
+    """What a tier's calls may cost, in nano-dollars. worst: of a call; row: of a row in one attempt of its task, in Batch mode in all of its rounds."""
 
     price: Price
     image_tokens: int
@@ -85,7 +85,8 @@ def bill(settings: Settings, tier: Tier, longest: int) -> Bill:
     share = Decimal(str(listed.batch if one.engine == "gemini-batch" else 1))
     price = caption_budget.price({"input": Decimal(str(listed.input)) * share, "output": Decimal(str(listed.output)) * share})
     worst = caption_budget.worst(price, caption_work.bounds(caption_rows.of_worker(settings, tier), longest, known[0][resolution]))
-    return Bill(price, known[0][resolution], worst, caption_budget.row_worst(worst, one.tries, one.repairs))
+    row = worst * one.batch.rounds if one.engine == "gemini-batch" else caption_budget.row_worst(worst, one.tries, one.repairs)
+    return Bill(price, known[0][resolution], worst, row)
 
 
 def expected(lake: Lake, settings: Settings, tier: Tier, told: Bill, notes: Notes) -> Expected:
@@ -138,7 +139,7 @@ def lines(lake: Lake, settings: Settings, tier: Tier, pending: DataFrame) -> tup
         f"  an image: {each.calls:.2f} calls, tokens: {each.prompt:.0f} of text, {each.image:.0f} of the picture, {each.output:.0f} answered, "
         f"{each.thoughts:.0f} thought ({each.known_by})",
         f"  answered: {_mix(lake, settings, tier)}",
-        f"  expected {usd(round(images * each.nano))}: at most {once} with one call an image, {whole} with every try and repair",
+        f"  expected {usd(round(images * each.nano))}: at most {once} with one call an image, {whole} with every try, repair or round",
     ], round(images * each.nano)
 
 

@@ -12,7 +12,6 @@ RETRY = "retry"  # the same request may succeed later
 PERMANENT = "permanent"  # this engine will not answer this request; another may
 QUARANTINE = "quarantine"  # nobody is to be asked again, and nothing but id and code is kept
 STOP = "stop"  # no request of the job can succeed: it ends, and says why
-OUTCOMES = (ANSWER, RETRY, PERMANENT, QUARANTINE, STOP)
 
 # code -> outcome: every way in which a try ends
 CODES = {

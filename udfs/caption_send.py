@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -142,15 +143,12 @@ async def patiently(ask: Callable[..., Awaitable[T]], *told: Any, waits: Sequenc
     return await ask(*told)
 
 
-class client_of:
-    """`with client_of(captioner) as (run, client)`: a loop that runs the client's calls, and both closed after."""
-
-    def __init__(self, captioner: Mapping[str, Any]) -> None:
-        self._runner, self._client = asyncio.Runner(), caption_work.batch(captioner)
-
-    def __enter__(self) -> tuple[Callable[[Any], Any], GeminiBatch]:
-        return self._runner.run, self._client
-
-    def __exit__(self, *_: object) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
+@contextmanager
+def client_of(captioner: Mapping[str, Any]) -> Iterator[tuple[Callable[[Any], Any], GeminiBatch]]:
+    """-> what runs the client's calls in a loop of their own, and the client; both closed after."""
+    with asyncio.Runner() as runner:
+        client = caption_work.batch(captioner)
+        try:
+            yield runner.run, client
+        finally:
+            runner.run(client.close())

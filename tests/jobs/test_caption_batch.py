@@ -62,6 +62,12 @@ def killed(*_: object) -> int:
     raise Killed
 
 
+def die_while_jobs_run(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(caption_jobs, "finish", killed)
+        caption.run(lake, settings)
+
+
 def bill(lake: Lake) -> int:
     found = lake.read("caption_calls").agg(F.sum("nano_usd").alias("nano")).first()
     assert found is not None
@@ -110,9 +116,7 @@ def test_batch_mode_gives_the_rows_of_the_online_path_at_half_the_price_also_whe
 def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(caption_jobs, "finish", killed)
-        caption.run(lake, make())
+    die_while_jobs_run(lake, make(), monkeypatch)
     sent = server.counts()["others"]
     assert lake.read("captions").isEmpty() and sent > 0
     caption.run(lake, make())
@@ -133,9 +137,7 @@ def test_an_answer_that_is_refused_is_asked_once_more_in_the_next_round(lake: La
 def test_a_job_that_the_service_has_dropped_counts_at_its_worst_and_its_images_are_asked_again(
     lake: Lake, make: Make, server: GeminiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(caption_jobs, "finish", killed)
-        caption.run(lake, make())
+    die_while_jobs_run(lake, make(), monkeypatch)
     server.order(batch_forgets=True)
     with pytest.raises(Killed), monkeypatch.context() as patch:
         patch.setattr(caption_batch._Wave, "ask", killed)
@@ -202,3 +204,10 @@ def test_the_budget_holds_and_a_service_that_sends_workers_elsewhere_ends_the_st
     server.order(upload_elsewhere=False)
     caption.run(lake, make())
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
+
+    # the budget is used up and the table is lost: what is journaled lands without a request
+    lake.spark.sql(f"DELETE FROM {lake._name('captions')}")
+    before = server.counts()["others"]
+    caption.run(lake, make(budget=0.000001))
+    assert f"{IMAGES} images from the journal, without a call" in capsys.readouterr().out
+    assert lake.read("captions").select("image_id").distinct().count() == IMAGES and server.counts()["others"] == before
