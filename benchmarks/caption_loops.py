@@ -33,12 +33,11 @@ from google.genai import types
 from conf.settings import Settings
 from jobs import caption_rows
 from tests.servers.gemini_server import GeminiServer
-from udfs import caption_run, caption_work, gemini_batch
+from udfs import caption_run, caption_work, gemini_request
 from udfs.caption_budget import Price
 from udfs.caption_journal import Journal, Place
 from udfs.caption_record import Terms
 from udfs.caption_run import How
-from udfs.gemini import generation
 from udfs.opener import Opener, to_uri
 from udfs.rate_limit import Rate
 
@@ -99,7 +98,7 @@ def bare(how: str, url: str, rows: int) -> None:
     work = caption_work.work(mine)
     first = work.render({"image_id": bytes(32), "tags": ["fox", "snow"], "alt_text": "", "known": None})
     options = {**caption_work.gemini_options(mine.captioner), **first.options}
-    told = gemini_batch.body(first, b"", "image/jpeg", options)  # system instruction, schema, safety settings and all
+    told = gemini_request.body(first, b"", "image/jpeg", options)  # system instruction, schema, safety settings and all
     inline = told["contents"][0]["parts"][0]["inlineData"]
 
     async def sdk(client: genai.Client, config: types.GenerateContentConfig, number: int) -> None:
@@ -116,7 +115,7 @@ def bare(how: str, url: str, rows: int) -> None:
 
     async def run() -> None:
         gate = asyncio.Semaphore(IN_FLIGHT)
-        config = types.GenerateContentConfig(**generation(first, options))
+        config = types.GenerateContentConfig(**gemini_request.generation(first, options))
         client = genai.Client(api_key="k" * 30, vertexai=False, http_options=types.HttpOptions(base_url=url, api_version="v1"))
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as tasks:
 

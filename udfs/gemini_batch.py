@@ -8,7 +8,6 @@ next round, alone. The service keeps results for some days: a job that is asked 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import tempfile
@@ -18,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.genai import types
 
-from udfs import caption_reply, gemini_errors, gemini_reply
+from udfs import caption_reply, gemini_errors, gemini_reply, gemini_sdk
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
-from udfs.gemini import GeminiEngine, generation, most_usage, of_exception
+from udfs.gemini_request import body, checked, most_usage
 
 LARGEST_FILE = 256 << 20  # bytes; the service takes 2 GB
 MOST_ROWS = 10_000
@@ -62,31 +61,6 @@ class Collected(NamedTuple):
     state: str
 
 
-def body(request: Request, image: bytes, mime: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """-> generateContent's request body, as the online path sends it."""
-    config = {name: value for name, value in generation(request, options).items() if value is not None}
-    told: dict[str, Any] = {
-        "contents": [
-            {
-                "role": "user",
-                "parts": [{"inlineData": {"data": base64.b64encode(image).decode(), "mimeType": mime}}, {"text": request.prompt}],
-            }
-        ]
-    }
-    if words := config.pop("system_instruction", None):
-        told["systemInstruction"] = {"role": "user", "parts": [{"text": words}]}
-    if safety := config.pop("safety_settings", None):
-        told["safetySettings"] = safety
-    if thinking := config.pop("thinking_config", None):
-        config["thinking_config"] = {_camel(name): value for name, value in thinking.items()}
-    return {**told, "generationConfig": {_camel(name): value for name, value in config.items()}}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
 def write_parts(
     asked: Iterable[tuple[Request, bytes, str]],
     options: Mapping[str, Any],
@@ -121,14 +95,15 @@ def _name(keys: Iterable[str], purpose: str) -> str:
 
 
 class GeminiBatch:
-    """options, key: as of GeminiEngine; `timeout` bounds a whole upload or download too. Raises BatchFault where a call fails."""
+    """options, key: as of udfs.gemini_request.checked; `timeout` bounds a whole upload or download too. Raises BatchFault where a call fails."""
 
     def __init__(self, options: Mapping[str, Any], key: str) -> None:
-        self._engine, self._options, self._key = GeminiEngine(options, key), dict(options), key.strip()
+        self._options, self._key = checked(options, key)
+        self._sdk = gemini_sdk.Sdk(self._options, self._key)
 
     async def upload(self, part: Part) -> str:
         """-> the file's name at the service ("files/...")."""
-        client = self._engine.client().aio
+        client = self._sdk.client
         sent = await self._call("upload", client.files.upload(file=part.path, config={"mime_type": "jsonl", "display_name": part.name}))
         return str(sent.name)
 
@@ -136,14 +111,14 @@ class GeminiBatch:
         """(Part.name, which must be noted durably by now; the file) -> the job's name at the service ("batches/..."). A create that was lost on its way
         back made a job all the same: `find` tells.
         """
-        client = self._engine.client().aio
+        client = self._sdk.client
         job = await self._call("create", client.batches.create(model=self._options["model"], src=file, config={"display_name": name}))
         return str(job.name)
 
     async def state(self, job: str) -> str:
         """-> QUEUED, PENDING, RUNNING, ... or one of ENDED; GONE where the service does not know it any more."""
         try:
-            return _state(await self._call("get", self._engine.client().aio.batches.get(name=job)))
+            return _state(await self._call("get", self._sdk.client.batches.get(name=job)))
         except BatchFault as fault:
             if fault.reply.code != "no_such_model":  # what the online path takes a 404 for
                 raise
@@ -153,7 +128,7 @@ class GeminiBatch:
         """Display names -> the jobs of each, the first that was made and has not failed before the others: those are cancelled, as they would be
         paid twice. Jobs are listed to the key that made them alone.
         """
-        client = self._engine.client().aio
+        client = self._sdk.client
         found: dict[str, list[types.BatchJob]] = {name: [] for name in names}
         for job in await self._call("list", self._jobs()):
             if job.display_name in found:
@@ -166,11 +141,11 @@ class GeminiBatch:
         return {name: [Job(str(job.name), _state(job)) for job in jobs] for name, jobs in found.items()}
 
     async def _jobs(self) -> list[types.BatchJob]:
-        return [job async for job in await self._engine.client().aio.batches.list(config={"page_size": PAGE})]
+        return [job async for job in await self._sdk.client.batches.list(config={"page_size": PAGE})]
 
     async def collect(self, job: str, most: Mapping[str, Usage]) -> Collected | None:
         """(a job that ended, Part.most) -> its replies and what is missing, which is all of one that is GONE; None: it has not ended."""
-        client = self._engine.client().aio
+        client = self._sdk.client
         replies: dict[str, Reply] = {}
         try:
             known = await self._call("get", client.batches.get(name=job))
@@ -209,11 +184,11 @@ class GeminiBatch:
         try:
             return await work
         except Exception as error:  # noqa: BLE001  (the edge: the SDK's exceptions hold the key and whole bodies)
-            reply = caption_reply.clean(of_exception(error, Usage(0, 0, 0, 0)), self._key)._replace(usage=None)
+            reply = caption_reply.clean(gemini_sdk.of_exception(error), self._key)._replace(usage=None)
         raise BatchFault(what, reply)
 
     async def close(self) -> None:
-        await self._engine.close()
+        await self._sdk.close()
 
 
 def _state(job: Any) -> str:

@@ -1,8 +1,7 @@
-"""The captioner behind an OpenAI-compatible server, such as vLLM that serves InternVL on a GPU cluster: chat completions over aiohttp, one HTTP
+"""The captioner behind an OpenAI-compatible server, such as vLLM that serves InternVL on a GPU cluster: chat completions, one HTTP
 request a try, and whatever happens is a Reply.
 
-No SDK: there is none in the project that does less. Redirects are not followed, which would carry the key to another host; bodies are read up to
-LARGEST_BODY; the image goes inside the request. The engine belongs to the event loop that first asks; it is made on the worker.
+No SDK: there is none in the project that does less. The image goes inside the request.
 """
 
 from __future__ import annotations
@@ -13,26 +12,20 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-
-from udfs import caption_reply, openai_reply
+from udfs import caption_http, caption_reply, openai_reply
 from udfs.caption_call import Reply, Usage
 from udfs.caption_request import Request
 
-LARGEST_BODY = 8 << 20  # bytes of an answer, unpacked
 IMAGE_TOKENS = 3_328  # of InternVL's 13 tiles: the most of an image at its default, where the options say nothing
 MARGIN = 64  # tokens of a prompt that are in no text: roles, separators
 NEEDED = ("base_url", "model", "max_output_tokens", "timeout")
 
 
-class _TooLarge(Exception):
-    """A body beyond LARGEST_BODY."""
-
-
 class OpenAiCaptioner:
     """options: base_url (ends in /v1), model, max_output_tokens, timeout (seconds); or None: image_tokens (the most of an image), extra (members
     of every request, such as vLLM's {"mm_processor_kwargs": {"max_dynamic_patch": 4}}). A request's own options come before them.
-    key: as text, "" for a server that asks none. ValueError: options that no request can be made of.
+    key: as text, "" for a server that asks none. ValueError: options that no request can be made of. The engine belongs to the event loop that first
+    asks; it is made on the worker.
     """
 
     def __init__(self, options: Mapping[str, Any], key: str) -> None:
@@ -45,7 +38,7 @@ class OpenAiCaptioner:
         if not key.isascii() or not key.strip().isprintable():
             raise ValueError("the API key holds characters that no key has")
         self._options, self._key = dict(options), key.strip()
-        self._session: aiohttp.ClientSession | None = None
+        self._http = caption_http.Http()
 
     def __repr__(self) -> str:
         return f"OpenAiCaptioner({self._options['model']})"
@@ -57,41 +50,20 @@ class OpenAiCaptioner:
             most, body = most_usage(request, options), json.dumps(body_of(request, image, mime, options)).encode()
         except (ValueError, TypeError) as error:
             return caption_reply.clean(Reply("bad_settings", f"{type(error).__name__}: {error}"), self._key)
+        url = f"{str(options['base_url']).rstrip('/')}/chat/completions"
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
-            reply = await self._post(body, options, most)
+            answer = await self._http.post(url, body, headers, float(options["timeout"]))
+            if answer.status == 200:
+                reply = openai_reply.of_body(answer.body.decode("utf-8", "replace").lstrip("\ufeff"), most)
+            else:
+                reply = openai_reply.of_error(answer.status, answer.told(), answer.headers)
         except Exception as error:  # noqa: BLE001  (the edge: a try ends with a reply)
-            reply = of_exception(error, most)
+            reply = caption_http.of_exception(error, most)
         return caption_reply.clean(reply, self._key)
 
-    async def _post(self, body: bytes, options: Mapping[str, Any], most: Usage) -> Reply:
-        url = f"{str(options['base_url']).rstrip('/')}/chat/completions"
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        timeout = aiohttp.ClientTimeout(total=float(options["timeout"]))
-        async with self._client().post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as answer:
-            raw = bytearray()
-            async for piece in answer.content.iter_any():
-                raw += piece
-                if len(raw) > LARGEST_BODY:
-                    raise _TooLarge
-            text = raw.decode("utf-8", "replace").lstrip("\ufeff")
-            if answer.status == 200:
-                return openai_reply.of_body(text, most)
-            try:
-                return openai_reply.of_error(answer.status, json.loads(text), answer.headers)
-            except (ValueError, RecursionError):
-                return openai_reply.of_error(answer.status, text, answer.headers)
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trust_env=True
-            )
-        return self._session
-
     async def close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
+        await self._http.close()
 
 
 def body_of(request: Request, image: bytes, mime: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,23 +89,3 @@ def most_usage(request: Request, options: Mapping[str, Any]) -> Usage:
     """The most that one answer to a request can cost: a token is at least a byte of its text."""
     words = sum(len(text.encode()) for text in (request.system, request.prompt))
     return Usage(words + MARGIN, int(options.get("image_tokens") or IMAGE_TOKENS), int(options["max_output_tokens"]), 0, estimated=True)
-
-
-def of_exception(error: Exception, most: Usage) -> Reply:
-    """What the client raised -> the reply. Where the request may have arrived, it may have been answered: usage is the most."""
-    name = type(error).__name__
-    if isinstance(error, _TooLarge):
-        return Reply("not_an_answer", f"a body of more than {LARGEST_BODY} bytes", usage=most)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Reply("timeout", name)
-    if isinstance(error, TimeoutError):
-        return Reply("timeout", name, usage=most)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Reply("dropped", f"{name}: {error}")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Reply("cut_body", name, usage=most)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return Reply("not_json", f"{name}: no HTTP", usage=most)
-    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
-        return Reply("dropped", name, usage=most)
-    return Reply("not_an_answer", f"{name} in the client", usage=most)

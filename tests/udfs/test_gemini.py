@@ -21,7 +21,8 @@ from tests.servers.gemini_server import GeminiServer
 from udfs import caption_answer, caption_reply, gemini_errors, gemini_reply
 from udfs.caption_call import ANSWER, CODES, PERMANENT, QUARANTINE, RETRY, STOP, Reply, Usage
 from udfs.caption_request import Request
-from udfs.gemini import GeminiEngine, most_usage
+from udfs.gemini import GeminiEngine
+from udfs.gemini_request import most_usage
 
 CANARY = "AIzaSyCANARY-0123456789_abcdefghijklmno"
 OPTIONS = {"model": "gemini-3.8-flash", "max_output_tokens": 2_000, "timeout": 20.0}
@@ -218,7 +219,7 @@ def test_what_is_sent_is_what_the_request_and_the_options_say(bench: Bench, serv
         "maxOutputTokens": 2_000,
         "responseMimeType": "application/json",
         "mediaResolution": "MEDIA_RESOLUTION_LOW",  # the request's own comes first
-        "thinkingConfig": {"thinking_level": "LOW"},  # as the SDK writes it; protobuf's JSON takes both
+        "thinkingConfig": {"thinkingLevel": "LOW"},
     }
     assert sent["safetySettings"] == [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "OFF"}]
     assert [sorted(part) for part in sent["contents"][0]["parts"]] == [["inlineData"], ["text"]]

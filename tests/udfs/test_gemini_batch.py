@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from google import genai
+from google.genai import types
 
 from tests.servers.gemini_edits import EDITS, MODES
 from tests.servers.gemini_modes import Edit, Fault
@@ -17,8 +19,9 @@ from tests.servers.gemini_server import GeminiServer
 from udfs import caption_answer
 from udfs.caption_call import Reply
 from udfs.caption_request import Request
-from udfs.gemini import GeminiEngine, most_usage
-from udfs.gemini_batch import GONE, PAGE, BatchFault, GeminiBatch, Job, Part, body, write_parts
+from udfs.gemini import GeminiEngine
+from udfs.gemini_batch import GONE, PAGE, BatchFault, GeminiBatch, Job, Part, write_parts
+from udfs.gemini_request import body, generation, most_usage
 
 KEY = "AIzaSyCANARY-0123456789_abcdefghijklmno"
 OPTIONS = {
@@ -96,21 +99,34 @@ def test_a_batch_has_the_replies_of_the_online_path_for_the_same_answers(bench: 
     assert KEY not in repr(collected)
 
 
-def test_a_line_asks_what_the_online_path_asks(bench: Bench) -> None:
-    (row,) = asked(1)
+def test_a_line_and_the_online_path_ask_what_the_sdk_would_ask(bench: Bench) -> None:
+    ((request, image, mime),) = asked(1)
+    options = {**OPTIONS, **request.options}
 
     async def online() -> None:
         engine = GeminiEngine({**OPTIONS, "base_url": bench.server.url}, KEY)
-        await engine.ask(*row)
+        await engine.ask(request, image, mime)
         await engine.close()
 
+    async def by_the_sdk() -> None:
+        http = types.HttpOptions(base_url=bench.server.url, api_version="v1", timeout=20_000)
+        client = genai.Client(api_key=KEY, vertexai=False, http_options=http)
+        contents: Any = [types.Part.from_bytes(data=image, mime_type=mime), request.prompt]
+        config = types.GenerateContentConfig(**generation(request, options))
+        await client.aio.models.generate_content(model=OPTIONS["model"], contents=contents, config=config)
+        await client.aio.aclose()
+
     bench.run(online())
+    ours = bench.server.last_request()
+    bench.run(by_the_sdk())
+    headers = bench.server.counts()["headers"]
+    assert [headers[name] for name in ("x-goog-api-key", "x-server-timeout", "content-type")] == [[KEY], ["20"], ["application/json"]]
     sent = json.dumps(bench.server.last_request())
     for mixed in ("mime_type", "thinking_level"):  # the SDK's own mixture; protobuf's JSON takes both
         assert sent.count(mixed) == 1
         first, second = mixed.split("_")
         sent = sent.replace(mixed, first + second.capitalize())
-    assert body(*row, {**OPTIONS, **row[0].options}) == json.loads(sent)
+    assert body(request, image, mime, options) == ours == json.loads(sent)
 
 
 def test_files_are_bounded_in_rows_and_bytes_and_named_by_their_keys(tmp_path: Path) -> None:
@@ -155,7 +171,7 @@ def test_a_job_is_found_behind_many_pages_and_of_two_the_first_counts(bench: Ben
     first = bench.submit(part := next(write_parts(asked(1), OPTIONS, tmp_path)))
 
     async def others() -> str:
-        client = bench.batch._engine.client().aio
+        client = bench.batch._sdk.client
         for number in range(PAGE + 5):
             await client.batches.create(model="m", src="files/up0", config={"display_name": f"other {number}"})
         return str((await client.batches.create(model="m", src="files/up0", config={"display_name": part.name})).name)

@@ -1,0 +1,122 @@
+"""One try is one HTTP request: what the captioners behind a server share, over aiohttp.
+
+Redirects are not followed, which would carry the key to another host; nothing is asked again; bodies are read up to LARGEST_BODY. A session belongs to
+the event loop that first asks; it cannot be pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import aiohttp
+import certifi
+
+from udfs.caption_call import Reply, Usage
+
+LARGEST_BODY = 8 << 20  # bytes of an answer, unpacked
+
+
+class CutBody(Exception):
+    """An answer began and did not end. body: what came; late: for want of time."""
+
+    def __init__(self, why: str, body: bytes, late: bool) -> None:
+        super().__init__(why)
+        self.body, self.late = body, late
+
+
+class TooLarge(Exception):
+    """A body beyond LARGEST_BODY."""
+
+
+class Answer(NamedTuple):
+    """Whatever the status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def told(self) -> Any:
+        """-> the body's JSON, or its text where it is none."""
+        text = self.body.decode("utf-8", "replace").lstrip("\ufeff")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+
+
+class Http:
+    """A session, begun with the first request."""
+
+    def __reduce__(self) -> str:
+        raise TypeError("what asks a service belongs to its worker, as the key does: it is not pickled")
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> Answer:
+        """(JSON; seconds: of the whole request) -> the answer. Raises CutBody, TooLarge, and what aiohttp raises before a body."""
+        if self._session is None:
+            self._session = session()
+        headers = {"Content-Type": "application/json", **headers}
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with self._session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as answer:
+            return Answer(answer.status, answer.headers, await bounded(answer))
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+
+def session(**more: Any) -> aiohttp.ClientSession:
+    """Within a running loop. Proxies are the environment's, and certificates SSL_CERT_FILE's or certifi's, as google-genai has them. more: of
+    aiohttp.ClientSession.
+    """
+    trusted = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where(), capath=os.environ.get("SSL_CERT_DIR"))
+    connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True, **more)
+
+
+async def bounded(answer: aiohttp.ClientResponse) -> bytes:
+    """-> its body. Raises CutBody, TooLarge; the connection is closed then."""
+    body = bytearray()
+    try:
+        async for piece in answer.content.iter_any():
+            body += piece
+            if len(body) > LARGEST_BODY:
+                raise TooLarge
+    except (aiohttp.ClientPayloadError, OSError) as error:  # a timeout is an OSError
+        answer.close()
+        raise CutBody(type(error).__name__, bytes(body), isinstance(error, TimeoutError)) from None
+    except BaseException:
+        answer.close()
+        raise
+    return bytes(body)
+
+
+def of_exception(error: Exception, most: Usage) -> Reply:
+    """What a client raised -> the reply. Where the request may have arrived, it may have been answered and billed: usage is the most.
+    Of an exception's own words only those about addresses are kept: others hold whole bodies.
+    """
+    name = type(error).__name__
+    if isinstance(error, CutBody):
+        return Reply("timeout" if error.late else "cut_body", str(error), usage=most)
+    if isinstance(error, TooLarge):
+        return Reply("not_an_answer", f"a body of more than {LARGEST_BODY} bytes", usage=most)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Reply("timeout", name)
+    if isinstance(error, TimeoutError):
+        return Reply("timeout", name, usage=most)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Reply("dropped", f"{name}: {error}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Reply("not_json", f"{name}: no HTTP", usage=most)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Reply("cut_body", name, usage=most)
+    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+        return Reply("dropped", name, usage=most)
+    return Reply("not_an_answer", f"{name} in the client", usage=most)
