@@ -302,6 +302,7 @@ def test_a_kill_before_the_manifest_leaves_no_export_and_the_next_run_makes_it(b
     assert lake.read("exports").where(F.col("kind") == "labels").count() == len(after["files"])
 
 
+@pytest.mark.proof  # the gate asks it of a registered head: test_recompute
 def test_a_new_champion_costs_scores_and_nothing_else(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     shorter = settings.model_copy(update={"train_scorer": settings.train_scorer.model_copy(update={"epochs": 1})})
     assert trainer.run(train_scorer, shorter, export_labels.folder(lake, settings), plan=False) == 0
