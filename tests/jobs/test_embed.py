@@ -51,6 +51,7 @@ def test_every_image_is_embedded_once_with_the_kernels_own_numbers(
     assert lake.version("embeddings") == 3
 
 
+@pytest.mark.proof  # the gate counts decodes and model runs of the same: test_recompute
 def test_a_second_tower_added_later_runs_that_tower_only(
     images: Path, tmp_path: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:

@@ -195,9 +195,8 @@ def test_an_archive_whose_refused_member_other_limits_take_is_read_once_more_and
         assert funnel.measure(lake, looser, "none", "no head").inputs == 2
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_manifest_of_any_format_gives_its_metadata(
-    suffix: str, tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake
+    tmp_path: Path, images: Path, make_settings: MakeSettings, make_lake: MakeLake
 ) -> None:
     import pandas as pd
 
@@ -208,26 +207,28 @@ def test_a_manifest_of_any_format_gives_its_metadata(
         {"file": None, "words": "d", "says": None, "stop": None},
         {"file": "images/part-0/02.png", "words": "e", "says": None, "stop": "perhaps"},
     ]
-    path = tmp_path / f"list.{suffix}"
     frame = pd.DataFrame(rows)
-    if suffix == "jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows) + "\nnot json\n")
-    elif suffix == "csv":
-        frame.to_csv(path, index=False)
-    else:
-        frame.to_parquet(path)
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\nnot json\n")
+    frame.to_csv(tmp_path / "list.csv", index=False)
+    frame.to_parquet(tmp_path / "list.parquet")
     columns = {"uri": "file", "tags": "words", "alt_text": "says", "opt_out": "stop"}
-    settings = make_settings(ingest=source("manifest", path, columns=columns), waves={"rows": 50, "task_rows": 20})
+    sources = [
+        {"name": kind, "kind": "manifest", "uri": str(tmp_path / f"list.{kind}"), "columns": columns}
+        for kind in ("jsonl", "csv", "parquet")
+    ]
+    settings = make_settings(ingest={"sources": sources}, waves={"rows": 50, "task_rows": 20})
     lake = make_lake(settings)
     ingest.run(lake, settings)
-    told = {row["key"]: row for row in lake.read("sources").collect()}
-    assert set(told) == {"images/part-0/00.png", "images/part-1/01.png"}
-    assert (told["images/part-0/00.png"]["tags"], told["images/part-0/00.png"]["opt_out"]) == (["a", "b"], False)
-    assert told["images/part-0/00.png"]["alt_text"] == 'a "quoted", line\nbreak'
-    assert told["images/part-1/01.png"]["opt_out"] is True
-    codes = sorted(row["code"] for row in lake.read("rejects").collect())
-    bad = 3 if suffix == "jsonl" else 2
-    assert codes == ["manifest_row_invalid"] * bad + ["missing"]
+    told = {(row["source"], row["key"]): row for row in lake.read("sources").collect()}
+    for kind in ("jsonl", "csv", "parquet"):
+        assert {key for source, key in told if source == kind} == {"images/part-0/00.png", "images/part-1/01.png"}
+        one = told[kind, "images/part-0/00.png"]
+        assert (one["tags"], one["opt_out"], one["alt_text"]) == (["a", "b"], False, 'a "quoted", line\nbreak')
+        assert told[kind, "images/part-1/01.png"]["opt_out"] is True
+    assert lake.read("images").count() == 2
+    refused = sorted((row["input_key"].partition("|")[0], row["code"]) for row in lake.read("rejects").collect())
+    bad = {"csv": 2, "jsonl": 3, "parquet": 2}
+    assert refused == [(kind, code) for kind in bad for code in ["manifest_row_invalid"] * bad[kind] + ["missing"]]
 
 
 def test_a_later_opt_out_is_a_new_row_of_the_same_image(

@@ -71,6 +71,7 @@ class Build:
             "ingest.sources": f"[{', '.join(told)}]",
             "encoder": "colour-grid",
             "embed": "{encoders: [colour-grid], device: cpu}",
+            "waves": "{rows: 200, task_rows: 60}",
             "label.images": 40,
             "label.views": str(VIEWS),
             "label.probes": "[smooth:1]",
