@@ -1,7 +1,7 @@
 """One measurement of paid captioning against the fake service in a process of its own -> JSON.
 
-    python -m benchmarks.caption_loops OUT.json cost ours|sdk|aiohttp ROWS
-    python -m benchmarks.caption_loops OUT.json pace|limit|memory ROWS
+    python -m benchmarks.caption_loops OUT.json cost|pace ours|sdk|aiohttp ROWS
+    python -m benchmarks.caption_loops OUT.json limit|memory ROWS
 
 `ours` is a task as the stage runs it: requests rendered, answers checked, every call durable in a journal; `sdk` the bare google-genai call with the
 same picture, prompt and configuration; `aiohttp` the same body posted without the SDK. Both say one prompt and schema for all rows, rendered once: only
@@ -135,20 +135,26 @@ def bare(how: str, url: str, rows: int) -> None:
 def cost(how: str, rows: int) -> dict[str, float]:
     """CPU-ms of one more request (start-up stands apart: the same work before it)."""
     with GeminiServer({}, process=True) as server:
-        work = (lambda many: ours(server.url, many, IN_FLIGHT, FAST)) if how == "ours" else (lambda many: bare(how, server.url, many))
-        work(WARM)
+        ask(how, server.url, WARM)
         before, began = cpu(), time.perf_counter()
-        work(rows)
+        ask(how, server.url, rows)
         return {"cpu_ms": 1e3 * (cpu() - before) / rows, "wall_ms": 1e3 * (time.perf_counter() - began) / rows}
 
 
-def pace(rows: int) -> dict[str, float]:
+def pace(how: str, rows: int) -> dict[str, float]:
     """Answers of LATENCY seconds, IN_FLIGHT at once -> share of the rate that this allows."""
     with GeminiServer({"latency": LATENCY}, process=True) as server:
-        ours(server.url, WARM, IN_FLIGHT, FAST)
+        ask(how, server.url, WARM)
         began = time.perf_counter()
-        ours(server.url, rows, IN_FLIGHT, FAST)
+        ask(how, server.url, rows)
         return {"share": rows / (time.perf_counter() - began) / (IN_FLIGHT / LATENCY)}
+
+
+def ask(how: str, url: str, rows: int) -> None:
+    if how == "ours":
+        ours(url, rows, IN_FLIGHT, FAST)
+    else:
+        bare(how, url, rows)
 
 
 def limit(rows: int) -> dict[str, float]:
@@ -204,7 +210,7 @@ def main() -> None:
     out, kind, *rest = sys.argv[1:]
     os.environ["STUDBOOK_BENCH_KEY"] = "AIza" + "k" * 35
     rows = int(rest[-1])
-    told = cost(rest[0], rows) if kind == "cost" else {"pace": pace, "limit": limit, "memory": memory}[kind](rows)
+    told = {"cost": cost, "pace": pace}[kind](rest[0], rows) if len(rest) == 2 else {"limit": limit, "memory": memory}[kind](rows)
     Path(out).write_text(json.dumps(told))
 
 
