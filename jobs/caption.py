@@ -1,6 +1,10 @@
-"""images and what is known of them -> captions, rejects: each image by the captioner of its tier (settings.captions).
+"""images and what is known of them -> captions, caption_calls, rejects: each image by the captioner of its tier (settings.captions).
 
     spark-submit --jars '.cache/jars/*.jar' jobs/caption.py --config conf/demo.yaml
+
+Paid captioners (gemini, gemini-batch, openai) read their key from the environment variable that the config names, and ask within `budget_usd`: `--plan`
+says before what each tier may cost. Status 2: a mistake in the config, or the captioner stopped the job (key, quota, spend cap, policy); 0: also where
+images wait because the budget is used up.
 
 The demo's captioner is `tags`: it composes short and medium captions from tags, alt text, rating, style class and the text that a detector read,
 says nothing else, and names itself in every row. An image of which nothing is known gets the reject `nothing_known`. Cost of `tags`: a join of
@@ -49,11 +53,13 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False) -> None:
     caption_tiers.demand(lake, settings)
     for tiers in caption_tiers.rounds(settings):
         with waves.stage(lake, NAME, settings, tables(lake, settings)) as stage:
-            _run(stage, settings, tiers)
+            if _run(stage, settings, tiers) > 0:
+                tell_landed(lake, stage.run_id)
     tell_that_flags_lack(lake, settings)
 
 
-def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
+def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> int:
+    """-> how many waves were landed."""
     lake, (free, paid) = stage.lake, split(settings, tiers)
     pairs = _pairs(stage, settings, tiers)
     number = 0
@@ -72,7 +78,18 @@ def _run(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> None:
         copied = stage.freeze(shared_captions.staged(lake, settings, led), "shared")
         if (count := copied.count()) > 0:
             stage.run_whole(copied, number)
+            number += 1
             print(f"{NAME}: {count} near-duplicates got the captions of the image that leads them", flush=True)
+    return number
+
+
+def tell_landed(lake: Lake, run: str) -> None:
+    """Prints how many images a run has captioned, and of the others why not."""
+    mine = F.col("run") == run
+    captioned = lake.read("captions").where(mine).select("image_id").distinct().count()
+    refused = lake.read("rejects").where(mine).groupBy("code").count().orderBy("code").collect()
+    told = ", ".join(f"{row['count']} {row['code']}" for row in refused)
+    print(f"{NAME}: {captioned} images have captions of this run" + (f"; rejects: {told}" if told else ""), flush=True)
 
 
 def _pairs(stage: Stage, settings: Settings, tiers: Sequence[Tier]) -> DataFrame | None:
@@ -120,13 +137,16 @@ def tell_plan(lake: Lake, settings: Settings) -> None:
             engine = engine_of(settings, tier)
             print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
         else:
-            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name))
+            attempts = caption_paid.task_attempts(lake)
+            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name), attempts)
             whole += nano
             print("\n".join(f"{NAME}: {line}" for line in lines))
     if paid:
         budget = settings.captions.budget_usd
         print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
-    print(progress.estimate(lake, NAME, sum(counts.values())))
+    if free:
+        rows = sum(counts.get(name, 0) for name in free)
+        print(progress.estimate(lake, NAME, rows) + (" (the paid tiers are not in it)" if paid else ""))
     tell_that_flags_lack(lake, settings)
 
 
@@ -142,7 +162,7 @@ def tell_that_flags_lack(lake: Lake, settings: Settings) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Raises Mistake for a tokenizer or a model that is not there, or is another."""
+    """Raises Mistake for a tokenizer or a model that is not there, or is another, or one to be paid that has no price."""
     try:
         token_count.load(settings.captions.tokenizer, settings.captions.tokenizer_sha256)
     except ValueError as error:
@@ -150,6 +170,8 @@ def check(settings: Settings) -> None:
     for name, one in settings.captions.captioners.items():
         if one.engine in caption_local.ENGINES and name in {tier.captioner for tier in caption_tiers.tiers(settings)}:
             caption_local.check(one)
+    for tier in split(settings, caption_tiers.tiers(settings))[1]:
+        caption_plan.bill(settings, tier, 0)  # of all before the first is paid for
 
 
 def compute(inputs: DataFrame, settings: Settings, tiers: Sequence[Tier]) -> DataFrame:

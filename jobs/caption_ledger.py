@@ -34,6 +34,7 @@ IN_ONE, WHOLE = ".calls", "_SUCCESS"  # the copy, and what Spark writes into it 
 A_FILE = 50_000  # calls of a file of it, about
 MARGIN = 0.5  # of a lease: by so much the clocks of driver and workers may differ over it
 LOOKS = 30  # at attempts that have not ended, in a lease
+TELL = 10.0  # seconds between lines that say so
 _ABOUT = re.compile(r"(\d{6})\.about\.json")
 
 
@@ -185,16 +186,20 @@ def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
     lease = settings.captions.lease_seconds
     watch = caption_budget.Watch(MARGIN * lease)
-    told = False
+    first = tell = time.monotonic()
     while True:
         began = time.monotonic()
         seen = caption_wave.read_wave(lake.opener, place)
         over = watch.over(began, time.monotonic(), seen.attempts)
         if over >= seen.attempts.keys():
             break
-        if not told:
-            print(f"caption: waiting until {len(seen.attempts.keys() - over)} attempts that were killed can ask no more", flush=True)
-            told = True
+        if began >= tell:
+            tell = began + TELL
+            print(
+                f"caption: {len(seen.attempts.keys() - over)} tasks that were killed may still ask: waiting about {(1 + MARGIN) * lease:.0f} s "
+                f"(1.5 x captions.lease_seconds), {began - first:.0f} s so far",
+                flush=True,
+            )
         time.sleep(lease / LOOKS)
     nano = lost + sum(caption_budget.settle(one, True) for one in seen.attempts.values())
     for strange in seen.strange:

@@ -39,10 +39,15 @@ COLUMNS = ("image_id", "addresses", "tags", "alt_text", "known")  # of a row on 
 
 def check_key(lake: Lake, captioner: captions.Captioner) -> None:
     """Raises Mistake when workers have no key, where that can be known before they are asked: they have this machine's environment."""
-    if captioner.key is None or not (lake.spark.sparkContext.master or "").startswith("local["):
+    context = lake.spark.sparkContext
+    if captioner.key is None or not (context.master or "").startswith("local["):
         return
-    if not os.environ.get(captioner.key.environment):
-        raise Mistake(f"captions: key: the environment variable {captioner.key.environment} is not set; set it before the session starts")
+    name = captioner.key.environment
+    if not (os.environ.get(name) or context.environment.get(name)):  # the second is of spark.executorEnv
+        raise Mistake(
+            f"captions: captioner {captioner.model}: its key's environment variable {name} is not set; set it where this command is started, "
+            f"or give spark.conf the setting spark.executorEnv.{name}"
+        )
 
 
 class Asked(NamedTuple):

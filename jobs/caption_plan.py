@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from conf.captions import Tier
+from conf.captions import Captioner, Tier
 from conf.section import Mistake
 from conf.settings import Settings, load_prices, load_prompt
 from jobs import caption_rows
 from jobs.lake import Lake
+from jobs.progress import duration
 from udfs import caption_budget, caption_request, caption_work
 from udfs.caption_budget import Price
 
@@ -76,11 +77,17 @@ def bill(settings: Settings, tier: Tier, longest: int) -> Bill:
     one, prices = settings.captions.captioners[tier.captioner], load_prices(settings.captions.prices)
     model = caption_rows.name_of(one)
     if model not in prices.models:
-        raise Mistake(f"captions: no price of {model!r} in {settings.captions.prices} of {prices.date}; it has {sorted(prices.models)}")
+        raise Mistake(
+            f"captions: tier {tier.name}: no price of {model!r}, its captioner {tier.captioner}'s model, in captions.prices ({settings.captions.prices}, "
+            f"of {prices.date}); it has {sorted(prices.models)}. Give captions.prices a file with it"
+        )
     resolution = one.media_resolution or "high"
     known = [tokens for prefix, tokens in prices.image_tokens.items() if model.startswith(prefix)]
     if not known or resolution not in known[0]:
-        raise Mistake(f"captions: image_tokens of {settings.captions.prices}: says nothing of {model!r} at media_resolution {resolution}")
+        raise Mistake(
+            f"captions: tier {tier.name}: image_tokens in captions.prices ({settings.captions.prices}) say nothing of {model!r} at "
+            f"media_resolution {resolution}"
+        )
     listed = prices.models[model]
     share = Decimal(str(listed.batch if one.engine == "gemini-batch" else 1))
     price = caption_budget.price({"input": Decimal(str(listed.input)) * share, "output": Decimal(str(listed.output)) * share})
@@ -126,11 +133,15 @@ def _middle(bands: Mapping[Any, tuple[int, int]], part: str) -> float:
     return TAGS * TAG_TOKENS if part == "tags" else REGIONS * REGION_TOKENS
 
 
-def lines(lake: Lake, settings: Settings, tier: Tier, pending: DataFrame) -> tuple[list[str], int]:
-    """(image_id, tier) -> what is told of a paid tier before anything is sent, and the nano-dollars that it is expected to cost."""
+def lines(lake: Lake, settings: Settings, tier: Tier, pending: DataFrame, attempts: int) -> tuple[list[str], int]:
+    """(image_id, tier), how often Spark tries a task -> what is told of a paid tier before anything is sent, and the nano-dollars that it is expected
+    to cost.
+    """
     rows, one = caption_rows.about(lake, settings, pending), settings.captions.captioners[tier.captioner]
     images, known = rows.count(), notes(rows)
     told = bill(settings, tier, known.longest)
+    if images == 0:
+        return [f"tier {tier.name}: 0 images by {tier.captioner} ({one.engine})"], 0
     each = expected(lake, settings, tier, told, known)
     once, whole = usd(images * told.worst), usd(images * told.row)
     resolution = f", media_resolution {one.media_resolution}" if one.media_resolution else ""
@@ -140,7 +151,19 @@ def lines(lake: Lake, settings: Settings, tier: Tier, pending: DataFrame) -> tup
         f"{each.thoughts:.0f} thought ({each.known_by})",
         f"  answered: {_mix(lake, settings, tier)}",
         f"  expected {usd(round(images * each.nano))}: at most {once} with one call an image, {whole} with every try, repair or round",
+        f"  budget that must be left: {usd(told.row * attempts)} for one image, {usd(images * told.row * attempts)} for all at once (the worst, times "
+        f"{attempts} tries of a task; what is not spent returns)",
+        f"  {_time(one, images, each.calls)}",
     ], round(images * each.nano)
+
+
+def _time(one: Captioner, images: int, calls: float) -> str:
+    """-> how long, as far as the config knows it."""
+    if one.engine == "gemini-batch":
+        return "the service answers a round within a day; most end sooner"
+    if one.requests_per_minute is None:
+        return "how long is the service's word: the config names no requests_per_minute"
+    return f"no less than {duration(60 * images * calls / one.requests_per_minute)} at {one.requests_per_minute} requests_per_minute"
 
 
 def _mix(lake: Lake, settings: Settings, tier: Tier) -> str:
@@ -153,7 +176,8 @@ def _mix(lake: Lake, settings: Settings, tier: Tier) -> str:
     else:
         told = {part: _middle(load_prompt(settings.captions.prompt).bands, part) for part in tier.parts}
     total = sum(told.values())
-    return ", ".join(f"{part} {told[part]:.0f} ({told[part] / total:.0%})" for part in tier.parts if part in told)
+    mix = ", ".join(f"{part} {told[part]:.0f} ({told[part] / total:.0%})" for part in tier.parts if part in told)
+    return f"{mix}; keys and quotes come to it"
 
 
 def compared(tier: Tier, each: Expected, images: int, spent: int) -> str:

@@ -10,6 +10,7 @@ As a process of its own (it then costs the tests no CPU of theirs): GeminiServer
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
@@ -30,7 +31,7 @@ from tests.servers.gemini_answers import Asked
 from tests.servers.gemini_batches import Batches
 from tests.servers.gemini_edits import MODES
 from tests.servers.gemini_modes import ELSEWHERE, Fault, Mode, Page, Wire
-from tests.servers.gemini_service import Service
+from tests.servers.gemini_service import SCRIPT, Service
 
 MOST_BODY = 256 << 20  # bytes of a request
 LONGEST_HANG = 30.0  # seconds
@@ -195,18 +196,30 @@ class GeminiServer:
             return told
 
 
-async def _start(script: Mapping[str, Any]) -> tuple[web.AppRunner, str]:
+async def _start(script: Mapping[str, Any], port: int = 0) -> tuple[web.AppRunner, str]:
     runner = web.AppRunner(application(script), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     return runner, "http://{}:{}".format(*runner.addresses[0][:2])
 
 
-async def _forever(script: Mapping[str, Any]) -> None:
-    print((await _start(script))[1], flush=True)
+async def _forever(script: Mapping[str, Any], port: int) -> None:
+    print((await _start(script, port))[1], flush=True)
     await asyncio.Event().wait()
 
 
+def main() -> None:
+    about = "A fake Gemini on loopback: prints its address, answers until it is ended. It invents captions, whatever the picture."
+    parser = argparse.ArgumentParser(prog="python -m tests.servers.gemini_server", description=about)
+    members = f"JSON with members of {', '.join(SCRIPT)} (tests/servers/gemini_service.py)"
+    parser.add_argument(
+        "script", nargs="?", type=json.loads, default={}, help=f'{members}, as \'{{"latency": 1, "share": 0.1, "modes": ["503"]}}\''
+    )
+    parser.add_argument("--port", type=int, default=0, help="0: any that is free")
+    told = parser.parse_args()
+    asyncio.run(_forever(told.script, told.port))
+
+
 if __name__ == "__main__":
-    asyncio.run(_forever(json.loads(sys.argv[1]) if sys.argv[1:] else {}))
+    main()
