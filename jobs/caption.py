@@ -7,8 +7,9 @@ says before what each tier may cost. Status 2: a mistake in the config, or the c
 images wait because the budget is used up.
 
 The demo's captioner is `tags`: it composes short and medium captions from tags, alt text, rating, style class and the text that a detector read,
-says nothing else, and names itself in every row. An image of which nothing is known gets the reject `nothing_known`. Cost of `tags`: a join of
-narrow tables, under a CPU-millisecond an image.
+says nothing else, and names itself in every row. An image of which nothing is known gets the reject `nothing_known`, and is pending again when
+something else is known of it; one that could not be read, when it has another source. Cost of `tags`: a join of narrow tables, under a CPU-millisecond
+an image.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jobs import (
     caption_local,
     caption_paid,
     caption_plan,
+    caption_rejects,
     caption_rows,
     caption_sample,
     caption_tiers,
@@ -188,7 +190,8 @@ def _of_tier(inputs: DataFrame, settings: Settings, tier: Tier) -> DataFrame:
     prompt, options = load_prompt(settings.captions.prompt), settings.captions
     tokenizer = (options.tokenizer, options.tokenizer_sha256)
     worker = partial(caption_offline.caption, rules=caption_rows.rules_of(prompt), asked=tier.parts, tokenizer=tokenizer)
-    rows = inputs.select("image_id", *caption_rows.ABOUT).mapInPandas(worker, caption_row.SCHEMA)
+    rows = inputs.withColumn("tried", caption_rejects.told()).select("image_id", "tried", *caption_rows.ABOUT)
+    rows = rows.mapInPandas(worker, caption_row.SCHEMA)
     return rows.withColumns(caption_rows.told(settings, tier))
 
 
@@ -198,6 +201,9 @@ def tables(lake: Lake, settings: Settings) -> dict[str, Projection]:
         detail = F.when(named, F.coalesce("detail", F.lit(""))).otherwise(F.concat_ws(": ", "code", "detail"))
         reject = F.struct(F.when(named, F.col("code")).otherwise("not_captioned").alias("code"), detail.alias("detail"), "transient")
         refused = staged.withColumn("reject", F.when(F.col("state") == caption_row.FAILED, reject))
+        if "tried" not in refused.columns:  # a wave that an older version had staged
+            refused = refused.withColumn("tried", F.lit(None).cast("string"))
+        refused = refused.withColumn("fingerprint", caption_rejects.fingerprint(F.col("reject.code")))
         return rejects.of_images(lake, refused, NAME, run, settings.waves.attempts)
 
     def captions_of(staged: DataFrame, run: str) -> DataFrame:

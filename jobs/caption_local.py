@@ -17,7 +17,7 @@ from jobs import caption_rows, devices
 from udfs import caption_local, caption_row, caption_work
 
 ENGINES = ("internvl",)
-COLUMNS = ("image_id", "addresses", "tags", "alt_text")
+COLUMNS = ("image_id", "tried", "addresses", "tags", "alt_text")
 
 
 def check(captioner: captions.Captioner) -> None:
@@ -28,7 +28,7 @@ def check(captioner: captions.Captioner) -> None:
 
 
 def compute(inputs: DataFrame, settings: Settings, tier: captions.Tier) -> DataFrame:
-    """(image_id, tier, caption_rows.ABOUT, addresses) -> staged rows, by the GPU pandas UDF."""
+    """(image_id, tier, caption_rows.ABOUT, tried, addresses) -> staged rows, by the GPU pandas UDF."""
     one = settings.captions.captioners[tier.captioner]
     assert one.local is not None
     worker = partial(on_worker, device=one.local.device, tier=caption_rows.of_worker(settings, tier))

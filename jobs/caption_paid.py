@@ -34,7 +34,7 @@ from udfs.rate_limit import Rate
 ENGINES = ("gemini", "openai")
 FLUSH = 16  # records of a journal part
 QUICKEST = 0.1  # seconds of an answer, for a first pace where the config names no limit: one from which a 429 can bring it down
-COLUMNS = ("image_id", "addresses", "tags", "alt_text", "known")  # of a row on a worker
+COLUMNS = ("image_id", "tried", "addresses", "tags", "alt_text", "known")  # of a row on a worker
 
 
 def check_key(lake: Lake, captioner: captions.Captioner) -> None:
@@ -161,7 +161,7 @@ def land_without_calls(
 
 
 def ordered(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFrame, first: int) -> tuple[DataFrame, int]:
-    """-> (image_id, tier, ABOUT, addresses, known, at) in the order of the bytes, frozen; how many. Raises Mistake when there are some, and no key."""
+    """-> (image_id, tier, ABOUT, tried, addresses, known, at) in the order of the bytes, frozen; how many. Raises Mistake when there are some, and no key."""
     lake = stage.lake
     rows = embedding.placed(lake, caption_rows.about(lake, settings, pending), settings)
     journaled = caption_ledger.known(lake)

@@ -1,7 +1,7 @@
 """By whom a row of `captions` is (its fingerprint and names), and what captioners are told of an image: tags, alt text, rating, style, text.
 
-What is told enters the request, and so the key of what is paid for, but not the fingerprint: another tagger or alt text makes nothing pending;
-another prompt, engine, model or option of the request does.
+What is told enters the request, and so the key of what is paid for, but not the fingerprint: another tagger or alt text makes nothing pending
+but what `tags` could say nothing of (jobs/caption_rejects.py); another prompt, engine, model or option of the request does.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from conf.captions import COMPARED, Tier
 from conf.settings import Settings
-from jobs import caption_rows, deny_lists, facts, rejects
+from jobs import caption_rejects, caption_rows, deny_lists, facts
 from jobs.lake import Lake
 
 
@@ -65,13 +65,13 @@ def wanted(lake: Lake, settings: Settings) -> DataFrame | None:
 
 
 def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
-    """(image_id, tier, fingerprint) -> (image_id, tier) of those that the captioner has neither captioned nor refused for good. An image that flags
-    wait for waits too.
+    """(image_id, tier, fingerprint) -> (image_id, tier) of those that the captioner has neither captioned nor refused for good, by a reject that
+    holds. An image that flags wait for waits too.
     """
     if settings.embed.detectors:
         rows = rows.join(caption_rows.flags(lake, settings).select("image_id"), "image_id", "left_semi")
     done = lake.read("captions").select("image_id", "fingerprint").distinct()
-    settled = rejects.settled(lake, caption_rows.NAME).select(F.unhex("input_key").alias("image_id"), "fingerprint")
+    settled = caption_rejects.standing(lake, settings).select("image_id", "fingerprint")
     left = rows.join(done, ["image_id", "fingerprint"], "left_anti").join(settled, ["image_id", "fingerprint"], "left_anti")
     return left.select("image_id", "tier")
 

@@ -13,13 +13,11 @@ from pyspark.sql import functions as F
 from conf.captions import COMPARED
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption_rows, caption_sample
+from jobs import caption_rejects, caption_rows, caption_sample
 from jobs.lake import Lake
 from udfs.compare_captioners import NOT_SHOWN, Given, Said
 
 MOST = 5_000  # images of the sample that are compared: their texts are a few KB each
-# codes of rejects that are the captioner's answer to an image; others (missing, decode_failed, out_of_memory, ...) say that it was not asked
-ANSWERS = ("answer_refused", "prohibited", "not_captioned", "nothing_known", "not_finite")
 PROHIBITED = "prohibited"
 Dicts = list[dict[str, Any]]
 TOKENS = {"input_tokens": ("prompt_tokens", "image_tokens"), "output_tokens": ("output_tokens", "thought_tokens")}
@@ -54,8 +52,8 @@ class Asked(NamedTuple):
 
 
 def gather(lake: Lake, settings: Settings) -> Rows:
-    """The sample (MOST images of it at most), and what any captioner made of it. A captioner's reject counts where it is for good, of ANSWERS, and no
-    text came since: what will be tried again is not known yet.
+    """The sample (MOST images of it at most), and what any captioner made of it. A captioner's reject counts where it is for good and holds, is
+    its answer, and no text came since: what will be tried again is not known yet.
     """
     order = F.xxhash64(F.lit(settings.compare_captioners.seed), "image_id")
     sample = caption_sample.sample(lake, settings).orderBy(order, "image_id").limit(MOST)
@@ -68,8 +66,8 @@ def gather(lake: Lake, settings: Settings) -> Rows:
     texts = of("captions").select(*keys, "kind", "part", "text", "tokens", "tokenizer")
     why = F.when(F.col("code") == "not_captioned", F.split_part("detail", F.lit(":"), F.lit(1))).otherwise(F.col("code"))
     refused = (
-        of("rejects", f"stage = '{caption_rows.NAME}' AND permanent")
-        .where(F.col("code").isin(*ANSWERS))
+        caption_rejects.standing(lake, settings, sample)
+        .where(F.col("code").isin(*caption_rejects.ANSWERS))
         .groupBy(*keys)
         .agg(F.max_by(why, "attempts").alias("code"))
     )

@@ -66,7 +66,7 @@ def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, s
     for table in ("embeddings", "detections"):
         done = done.unionByName(lake.read(table).select("image_id", "view", "fingerprint"))
     lacking = crossed.join(done, ["image_id", "view", "fingerprint"], "left_anti")
-    placed = lacking.join(_places(lake, settings), "image_id").withColumn("input_key", input_key())
+    placed = lacking.join(_places(lake.read("sources"), settings), "image_id").withColumn("input_key", input_key())
     keys = ["input_key", "fingerprint"]
     failed = lake.read("rejects").where(F.col("stage") == stage).groupBy(*keys).agg(F.max("permanent").alias("settled"))
     judged = placed.withColumn("fingerprint", reject_fingerprint("fingerprint")).join(failed, keys, "left")
@@ -86,13 +86,19 @@ def outstanding(lake: Lake, wanted: DataFrame, settings: Settings, stage: str, s
 
 def placed(lake: Lake, rows: DataFrame, settings: Settings) -> DataFrame:
     """(image_id, ...) -> the same with tried, addresses, ORDER."""
-    return _first_place(rows.join(_places(lake, settings), "image_id"))
+    return _first_place(rows.join(_places(lake.read("sources"), settings), "image_id"))
 
 
-def _places(lake: Lake, settings: Settings) -> DataFrame:
+def tried(lake: Lake, images: DataFrame, settings: Settings) -> DataFrame:
+    """image_id of some images -> (image_id, tried): under what they would be tried now."""
+    mine = lake.read("sources").join(images, "image_id", "left_semi")
+    return _places(mine, settings).select("image_id", "tried")
+
+
+def _places(sources: DataFrame, settings: Settings) -> DataFrame:
     """-> image_id, `addresses` (every source of the image, the latest state first) and `tried`, a digest of them and of the limits."""
     tried = F.hex(F.xxhash64(F.lit(digest(settings.limits)), "addresses"))
-    return lake.read("sources").groupBy("image_id").agg(addresses().alias("addresses")).withColumn("tried", tried)
+    return sources.groupBy("image_id").agg(addresses().alias("addresses")).withColumn("tried", tried)
 
 
 def addresses() -> Column:

@@ -95,7 +95,7 @@ def staged(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
             "transient": F.lit(False),
             "faults": F.array().cast("array<struct<part:string,code:string,detail:string>>"),
             "calls": F.lit(0),
-        } | {name: F.lit(None).cast("string") for name in ("code", "detail", "stop")}
+        } | {name: F.lit(None).cast("string") for name in ("code", "detail", "stop", "tried")}
         made.append(mine.withColumns(told).select(*caption_row.COLUMNS).withColumns(caption_rows.told(settings, tier)))
     return reduce(DataFrame.unionByName, made)
 

@@ -18,7 +18,7 @@ from udfs.reject import Reject
 
 
 def caption(frames: Iterator[pd.DataFrame], tier: Tier, device: str) -> Iterator[pd.DataFrame]:
-    """(image_id, addresses, tags, alt_text, known: None) -> caption_row.SCHEMA, a row an image, in chunks of `captioner.local.chunk`.
+    """(image_id, tried, addresses, tags, alt_text, known: None) -> caption_row.SCHEMA, a row an image, in chunks of `captioner.local.chunk`.
 
     device: "cpu" or "cuda:N". An answer that is refused is asked for once more where `repairs` is 1. Raises ValueError when the model is not there.
     """

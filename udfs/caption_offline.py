@@ -19,7 +19,7 @@ from udfs.reject import Reject
 def caption(
     frames: Iterator[pd.DataFrame], rules: Rules, asked: Sequence[str], tokenizer: tuple[str, str | None]
 ) -> Iterator[pd.DataFrame]:
-    """(image_id, tags, alt_text, rating, style, regions) -> caption_row.SCHEMA, a row an image. asked: the parts of the tier."""
+    """(image_id, tried, tags, alt_text, rating, style, regions) -> caption_row.SCHEMA, a row an image. asked: the parts of the tier."""
     counter = token_count.load(*tokenizer)
     for frame in frames:
         rows = [_caption(row, rules, asked, counter) for row in frame.to_dict("records")]

@@ -12,13 +12,14 @@ from udfs.caption_request import WHY, Request
 
 Row = Mapping[str, Any]
 
+# tried: as the row has it, of what its reject depends on
 # state: whole: every part passed | partial: some did | failed: none | unasked: it is pending as before, and `code` says why
 SCHEMA = (
     "image_id BINARY, key STRING, state STRING, code STRING, detail STRING, transient BOOLEAN, language STRING, "
     "texts ARRAY<STRUCT<kind: STRING, part: INT, text: STRING, tokens: INT, key: STRING>>, "
-    "faults ARRAY<STRUCT<part: STRING, code: STRING, detail: STRING>>, calls INT, stop STRING"
+    "faults ARRAY<STRUCT<part: STRING, code: STRING, detail: STRING>>, calls INT, stop STRING, tried STRING"
 )
-COLUMNS = ["image_id", "key", "state", "code", "detail", "transient", "language", "texts", "faults", "calls", "stop"]
+COLUMNS = ["image_id", "key", "state", "code", "detail", "transient", "language", "texts", "faults", "calls", "stop", "tried"]
 WHOLE, PARTIAL, FAILED, UNASKED = "whole", "partial", "failed", "unasked"
 REFUSED = "answer_refused"  # the code of a row whose answers passed in no part
 STOPPED = "stopped"  # the code of a row that was not asked because the job is to end; else udfs.caption_asking says why
@@ -130,4 +131,5 @@ def why(faults: Sequence[Fault]) -> str:
 
 def _row(row: Row, key: str | None, state: str, calls: int) -> dict[str, Any]:
     told: dict[str, Any] = dict.fromkeys(COLUMNS)
-    return told | {"image_id": row["image_id"], "key": key, "state": state, "transient": False, "texts": [], "faults": [], "calls": calls}
+    told |= {"image_id": row["image_id"], "tried": row.get("tried"), "key": key, "state": state, "calls": calls}
+    return told | {"transient": False, "texts": [], "faults": []}

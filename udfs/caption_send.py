@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 
 def send(frames: Iterator[pd.DataFrame], tier: caption_work.Tier, wave: Wave, limits: Limits) -> Iterator[pd.DataFrame]:
-    """Frames of (image_id, addresses, tags, alt_text, known) -> SENT, a row a job. full: there is more, and the service, or this round, takes no more
+    """Frames of (image_id, tried, addresses, tags, alt_text, known) -> SENT, a row a job. full: there is more, and the service, or this round, takes no more
     now; stop: why no request of the tier can succeed.
 
     What an earlier attempt has sent is not sent again. A row whose image is none is left out: udfs.caption_collect.landed says why. Raises Reject.

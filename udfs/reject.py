@@ -1,7 +1,7 @@
 """Why an input could not be taken: one closed list of codes for every stage.
 
 `transient` codes are tried again by a later run until `waves.attempts` is reached; the rest are final for the
-same input under the same fingerprint.
+same input under the same fingerprint (which may name what was tried: addresses, limits, what was told).
 """
 
 CODES: dict[str, tuple[bool, str]] = {
