@@ -45,8 +45,8 @@ def check_key(lake: Lake, captioner: captions.Captioner) -> None:
     name = captioner.key.environment
     if not (os.environ.get(name) or context.environment.get(name)):  # the second is of spark.executorEnv
         raise Mistake(
-            f"captions: captioner {captioner.model}: its key's environment variable {name} is not set; set it where this command is started, "
-            f"or give spark.conf the setting spark.executorEnv.{name}"
+            f"captions: key of {captioner.model}: the environment variable {name} is not set; set it where this command is started, "
+            f"or by spark.conf as spark.executorEnv.{name}"
         )
 
 
