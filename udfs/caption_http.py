@@ -11,6 +11,8 @@ import os
 import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import certifi
@@ -60,7 +62,7 @@ class Http:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> Answer:
         """(JSON; seconds: of the whole request) -> the answer. Raises CutBody, TooLarge, and what aiohttp raises before a body."""
         if self._session is None:
-            self._session = session()
+            self._session = session(url)
         headers = {"Content-Type": "application/json", **headers}
         timeout = aiohttp.ClientTimeout(total=seconds)
         async with self._session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False) as answer:
@@ -72,13 +74,16 @@ class Http:
             await session.close()
 
 
-def session(**more: Any) -> aiohttp.ClientSession:
-    """Within a running loop. Proxies are the environment's, and certificates SSL_CERT_FILE's or certifi's, as google-genai has them. more: of
+def session(url: str, **more: Any) -> aiohttp.ClientSession:
+    """Within a running loop, for one service (any address of it). Its proxy is the environment's, looked up once: aiohttp's trust_env does it in a thread
+    for each request, which costs a busy loop a sixth of its pace. Certificates are SSL_CERT_FILE's or certifi's, as google-genai has them. more: of
     aiohttp.ClientSession.
     """
+    parts = urlsplit(url)
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
     trusted = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where(), capath=os.environ.get("SSL_CERT_DIR"))
     connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True, **more)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy, **more)
 
 
 async def bounded(answer: aiohttp.ClientResponse) -> bytes:

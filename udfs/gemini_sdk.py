@@ -56,7 +56,7 @@ class Sdk:
         if self._made is None:
             traces = aiohttp.TraceConfig()
             traces.on_request_redirect.append(_no_redirect)
-            session = caption_http.session(trace_configs=[traces], response_class=_Response)
+            session = caption_http.session(self._options["base_url"], trace_configs=[traces], response_class=_Response)
             http = types.HttpOptions(
                 base_url=self._options["base_url"],
                 api_version=self._options["api_version"],
