@@ -54,8 +54,8 @@ def tell(runs: Sequence[Run], rows: dict[str, int]) -> list[str]:
     about = (
         f"{rows['cost']:,} requests with a picture of 60 kB, 64 in flight, one process; CPU of the asking process alone. The task of the stage renders "
         "a request for each row, checks answers and journals every call; the bare ways send one prompt and schema for all rows and do none of it. To read, "
-        "decode and render the picture is in no figure: all send bytes that are there. Ratio: of the same repeat, median and range. Rate: {rows['pace']:,} "
-        "answers after 200 ms each, 64 in flight, start and end of the task in it; 1 is 320 a second. The server has the other core."
+        "decode and render the picture is in no figure: all send bytes that are there. Ratio: of the same repeat, median and range. Rate: "
+        f"{rows['pace']:,} answers after 200 ms each, 64 in flight, start and end of the task in it; 1 is 320 a second. The server has the other core."
     )
     told = {(way, kind): [run.told for run in runs if (run.way, run.kind) == (way, kind)] for way in WAYS for kind in ("cost", "pace")}
     table = [
