@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,7 +60,8 @@ class Captioner(Frozen):
     local: Local | None = None  # internvl
     batch: Batch = Batch()  # gemini-batch
     key: Key | None = None
-    base_url: str | None = None  # openai: of the server; gemini: None is the service's own
+    # openai: of the server, which may move; gemini: None is the service's own, any other is another captioner, whose answers are its own
+    base_url: str | None = None
     api_version: str = "v1"
     media_resolution: Literal["low", "medium", "high"] | None = None  # gemini: tokens of an image; None: the model's own
     thinking: Literal["minimal", "low", "medium", "high"] | Annotated[int, Field(ge=0)] | None = (
@@ -83,6 +86,11 @@ class Captioner(Frozen):
             raise ValueError(f"engine {self.engine}: model: required, not given")
         if self.engine in ("gemini", "gemini-batch") and self.key is None:
             raise ValueError(f"engine {self.engine}: key: required, not given; e.g. {{environment: GEMINI_API_KEY}}")
+        if self.model is not None and (re.search(r"[\s?&#%]", self.model) or ".." in self.model):
+            raise ValueError(f"model: given {self.model!r}, expected a name as the service writes it, e.g. gemini-3.8-flash")
+        parts = urlsplit(self.base_url or "http://")
+        if parts.scheme not in ("http", "https") or "@" in parts.netloc:  # what was given is not said: it may hold a password
+            raise ValueError("base_url: expected http(s)://host[:port] and a path, without a user or password: key names where the key is")
         if self.engine == "openai" and self.base_url is None:
             raise ValueError("engine openai: base_url: required, not given; e.g. http://127.0.0.1:8000/v1")
         return self

@@ -138,10 +138,11 @@ def lines(lake: Lake, settings: Settings, tier: Tier, pending: DataFrame, attemp
     to cost.
     """
     rows, one = caption_rows.about(lake, settings, pending), settings.captions.captioners[tier.captioner]
-    images, known = rows.count(), notes(rows)
-    told = bill(settings, tier, known.longest)
+    images = rows.count()
     if images == 0:
         return [f"tier {tier.name}: 0 images by {tier.captioner} ({one.engine})"], 0
+    known = notes(rows)
+    told = bill(settings, tier, known.longest)
     each = expected(lake, settings, tier, told, known)
     once, whole = usd(images * told.worst), usd(images * told.row)
     resolution = f", media_resolution {one.media_resolution}" if one.media_resolution else ""

@@ -1,8 +1,9 @@
 """What captioners have refused -> which of it still holds: a reject names what it depends on, and holds until that changes.
 
-The captioner's own answer (refused, prohibited, ...) depends on nothing but the captioner. A picture that could not be read or decoded depends on its
-addresses and the limits, as in embed: a new source of the image is a new chance. What `tags` found too little to compose a caption of depends on all
-that it would be told. A reject that an older version wrote without a name for these holds no more: its image is tried once again.
+The captioner's own answer (refused, prohibited, ...) depends on nothing but the captioner; a service that failed in as many runs as `waves.attempts`
+has answered too. A picture that could not be read or decoded depends on its addresses and the limits, as in embed: a new source of the image is a new
+chance. What `tags` found too little to compose a caption of depends on all that it would be told. A reject that an older version wrote without a name
+for these holds no more: its image is tried once again.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ ANSWERS = ("answer_refused", "prohibited", "not_captioned", "nothing_known", "no
 TOLD, PLACED = "told", "placed"  # what a reject may depend on
 
 
-def standing(lake: Lake, settings: Settings, images: DataFrame | None = None) -> DataFrame:
-    """-> (image_id, fingerprint of the captioner, code, detail, attempts) of the rejects for good that hold now. images: of these (image_id) alone."""
+def standing(lake: Lake, settings: Settings, of: Column, images: DataFrame | None = None) -> DataFrame:
+    """-> (image_id, fingerprint of the captioner, code, detail, attempts) of the rejects for good that hold now. of: which are asked for, by the
+    captioner's fingerprint and code; images: of these (image_id) alone.
+    """
     rows = lake.read("rejects").where((F.col("stage") == caption_rows.NAME) & F.col("permanent"))
     if images is not None:
         rows = rows.join(images, "image_id", "left_semi")
-    rows = rows.withColumns({"whole": F.col("fingerprint"), "fingerprint": embedding.output_of_reject("fingerprint")})
+    rows = rows.withColumns({"whole": F.col("fingerprint"), "fingerprint": embedding.output_of_reject("fingerprint")}).where(of)
     rows = rows.withColumn("on", _on(F.col("code")))
     # often nothing is refused that depends on anything: a look instead of joins with tables that have a row an image
     kinds = sorted({row["on"] for row in rows.select("on").distinct().collect()} - {None})

@@ -71,7 +71,8 @@ def lacking(lake: Lake, settings: Settings, rows: DataFrame) -> DataFrame:
     if settings.embed.detectors:
         rows = rows.join(caption_rows.flags(lake, settings).select("image_id"), "image_id", "left_semi")
     done = lake.read("captions").select("image_id", "fingerprint").distinct()
-    settled = caption_rejects.standing(lake, settings).select("image_id", "fingerprint")
+    asked = {caption_rows.fingerprint(settings, tier) for tier in (*tiers(settings), *settings.captions.tiers)}
+    settled = caption_rejects.standing(lake, settings, F.col("fingerprint").isin(*sorted(asked))).select("image_id", "fingerprint")
     left = rows.join(done, ["image_id", "fingerprint"], "left_anti").join(settled, ["image_id", "fingerprint"], "left_anti")
     return left.select("image_id", "tier")
 

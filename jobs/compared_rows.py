@@ -66,8 +66,7 @@ def gather(lake: Lake, settings: Settings) -> Rows:
     texts = of("captions").select(*keys, "kind", "part", "text", "tokens", "tokenizer")
     why = F.when(F.col("code") == "not_captioned", F.split_part("detail", F.lit(":"), F.lit(1))).otherwise(F.col("code"))
     refused = (
-        caption_rejects.standing(lake, settings, sample)
-        .where(F.col("code").isin(*caption_rejects.ANSWERS))
+        caption_rejects.standing(lake, settings, F.col("code").isin(*caption_rejects.ANSWERS), sample)
         .groupBy(*keys)
         .agg(F.max_by(why, "attempts").alias("code"))
     )

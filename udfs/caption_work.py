@@ -48,6 +48,8 @@ class Tier(NamedTuple):
         told = {name: self.captioner[name] for name in ("model", "max_output_tokens", "media_resolution")}
         if self.captioner["thinking"] is not None:
             told["thinking"] = self.captioner["thinking"]
+        if self.captioner["engine"] != "openai" and self.captioner["base_url"] is not None:
+            told["base_url"] = self.captioner["base_url"]  # jobs.caption_rows.elsewhere
         return told | {"safety": self.captioner["safety"], "image": f"{caption_image.RENDER_VERSION}:{self.captioner['max_side']}"}
 
 

@@ -18,9 +18,7 @@ from udfs.gemini_request import address, body, checked, most_usage
 
 
 class GeminiEngine:
-    """options, key: as of udfs.gemini_request.checked; a request's own options come before them. ValueError: no request can be made of them.
-    It belongs to the event loop that first asks; it is made on the worker.
-    """
+    """options, key: as of udfs.gemini_request.checked; a request's own options come before them. ValueError: no request can be made of them."""
 
     def __init__(self, options: Mapping[str, Any], key: str) -> None:
         self._options, self._key = checked(options, key)

@@ -184,7 +184,7 @@ class GeminiBatch:
         try:
             return await work
         except Exception as error:  # noqa: BLE001  (the edge: the SDK's exceptions hold the key and whole bodies)
-            reply = caption_reply.clean(gemini_sdk.of_exception(error), self._key)._replace(usage=None)
+            reply = caption_reply.clean(gemini_sdk.of_exception(error), self._key)
         raise BatchFault(what, reply)
 
     async def close(self) -> None:

@@ -12,9 +12,7 @@ from google import genai
 from google.genai import errors, types
 
 from udfs import caption_http, gemini_errors
-from udfs.caption_call import Reply, Usage
-
-NOTHING = Usage(0, 0, 0, 0)  # what a call about files or jobs costs
+from udfs.caption_call import Reply
 
 
 class _Response(aiohttp.ClientResponse):
@@ -43,8 +41,8 @@ async def _no_redirect(_session: object, _context: object, told: aiohttp.TraceRe
     raise _Redirected(told.url.host or "")
 
 
-class Sdk:
-    """options, key: from udfs.gemini_request.checked. Belongs to the event loop that first uses it; it cannot be pickled."""
+class Sdk(caption_http.OfWorker):
+    """options, key: from udfs.gemini_request.checked. An upload to another host takes the service's proxy too."""
 
     def __init__(self, options: Mapping[str, Any], key: str) -> None:
         self._options, self._key = options, key
@@ -78,9 +76,9 @@ class Sdk:
 
 
 def of_exception(error: Exception) -> Reply:
-    """What the SDK or its client raised -> the reply."""
+    """What the SDK or its client raised -> the reply. A call about files or jobs costs nothing."""
     if isinstance(error, errors.APIError):
         return gemini_errors.of_error(error.code or 0, error.details, getattr(error.response, "headers", None))
     if isinstance(error, _Redirected):
         return Reply("redirected", f"from the host {error}")
-    return caption_http.of_exception(error, NOTHING)
+    return caption_http.of_exception(error, None)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pyspark.sql import functions as F
 
-from conf.captions import Captioner, CompareCaptioners
+from conf.captions import Captioner, CompareCaptioners, Tier
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_ledger, caption_paid, caption_plan, forget, ingest
+from jobs import caption, caption_ledger, caption_paid, caption_plan, caption_rows, forget, ingest
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings, write_image
 from tests.servers.gemini_server import GeminiServer
 from tests.udfs.test_rate_limit import between, bucket, simulate
-from udfs import caption_wave
+from udfs import caption_wave, caption_work
 from udfs.caption_journal import Journal, Place
 from udfs.caption_record import Terms
 from udfs.rate_limit import Rate
@@ -65,8 +66,11 @@ def test_every_image_is_bought_once_and_the_ledger_is_the_servers_bill(
     caption.run(lake, settings(), plan_only=True)
     told = capsys.readouterr().out
     assert f"tier all: {IMAGES} images by flash (gemini, {MODEL}, media_resolution low)" in told and "rule of thumb" in told
+    assert "budget that must be left: " in told and "names no requests_per_minute" in told
     assert server.counts()["requests"] == 0
+    capsys.readouterr()
     caption.run(lake, settings(rows=7))
+    assert f"{IMAGES} images have captions of this run\n" in capsys.readouterr().out
     assert server.counts()["requests"] == server.counts()["answered"] == IMAGES
     kinds = {row["kind"]: row["n"] for row in lake.read("captions").groupBy("kind").agg(F.count_distinct("image_id").alias("n")).collect()}
     assert {kinds[kind] for kind in ("short", "medium", "long", "style", "tags")} == {IMAGES}
@@ -179,9 +183,15 @@ def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: 
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
 
 
-def test_a_model_without_a_price_or_a_key_that_is_not_set_stops_the_job(lake: Lake, settings: Callable[..., Settings]) -> None:
-    with pytest.raises(Mistake, match="no price of 'gemini-9'"):
-        caption.run(lake, settings(model="gemini-9"))
+def test_a_model_without_a_price_or_a_key_that_is_not_set_stops_the_job(
+    lake: Lake, settings: Callable[..., Settings], server: GeminiServer
+) -> None:
+    told = settings().captions
+    captioners = told.captioners | {"dear": told.captioners["flash"].model_copy(update={"model": "gemini-9"})}
+    later = told.model_copy(update={"captioners": captioners, "tiers": (*told.tiers, Tier(name="later", captioner="dear"))})
+    with pytest.raises(Mistake, match="tier later: no price of 'gemini-9', its captioner dear's model"):
+        caption.run(lake, settings().model_copy(update={"captions": later}))
+    assert server.counts()["requests"] == 0  # nor of the tier before it
     with pytest.raises(Mistake, match="the environment variable NO_SUCH_KEY is not set"):
         caption.run(lake, settings(key={"environment": "NO_SUCH_KEY"}))
 
@@ -229,3 +239,21 @@ def test_a_driver_that_was_taken_for_dead_begins_waves_that_ask_nothing(settings
         late = Journal(lake.opener, Place(caption_ledger.begin(lake, caption_ledger.Wave(run, 7, about)), 0, 0), Terms(100, 1, 1, 1, 60.0))
         late.open()
         assert late.fenced() == why
+
+
+def test_a_gemini_elsewhere_is_another_captioner_and_its_answers_buy_nothing(make_settings: MakeSettings) -> None:
+    flash = {"engine": "gemini", "model": MODEL, "key": {"environment": "HOME"}}
+
+    def told(**where: str) -> tuple[str, str]:
+        tiers = [{"name": "all", "captioner": "flash"}]
+        settings = make_settings(captions={"captioners": {"flash": flash | where}, "tiers": tiers})
+        tier = settings.captions.tiers[0]
+        request = caption_work.work(caption_rows.of_worker(settings, tier)).render({"image_id": b"", "tags": [], "alt_text": ""})
+        return caption_rows.fingerprint(settings, tier), request.key
+
+    own, fake = told(), told(base_url="http://127.0.0.1:8765")
+    assert own[0] != fake[0] and own[1] != fake[1] and told() == own
+    for wrong in ({"base_url": "127.0.0.1:8765"}, {"base_url": "https://someone:secret@host"}, {"model": "a b"}):
+        with pytest.raises(ValidationError, match=r"base_url: expected|model: given") as refused:
+            told(**wrong)
+        assert "secret" not in refused.value.errors()[0]["msg"]  # what a start says of it

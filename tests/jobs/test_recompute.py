@@ -163,6 +163,8 @@ def test_what_is_told_from_stored_vectors_and_detections_needs_no_bytes_and_chan
         for number in range(2):
             change(number)
             assert build.changed(run) == {table}
+        if table == "scores":  # of the others the demo's second run asks it
+            assert build.changed(run) == set()
         counts = build.lake.read(table).groupBy("fingerprint").count().collect()
         assert [row["count"] for row in counts] == [IMAGES + 1] * 2, table
     assert build.changed(embed.run) == set()

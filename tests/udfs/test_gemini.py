@@ -1,4 +1,4 @@
-"""Every failure by name -> what is to be done with it: the real SDK against the fake service on loopback, one HTTP request a try."""
+"""Every failure by name -> what is to be done with it: real HTTP against the fake service on loopback, one request a try."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ def test_the_key_goes_nowhere_but_to_the_service(bench: Bench, server: GeminiSer
 
 
 def test_the_bare_sdk_would_carry_the_key_to_another_host_and_ask_on(bench: Bench, server: GeminiServer) -> None:
-    """Why the engine switches so much off."""
+    """Why udfs/gemini_sdk.py switches so much off."""
 
     async def work() -> None:
         client = genai.Client(api_key=CANARY, vertexai=False, http_options={"base_url": server.url})
