@@ -146,8 +146,7 @@ def tell_plan(lake: Lake, settings: Settings) -> None:
     if paid:
         budget = settings.captions.budget_usd
         print(f"{NAME}: expected in all {caption_plan.usd(whole)}; budget_usd {budget}, of which {caption_ledger.told_spent(lake)}")
-    if free:
-        rows = sum(counts.get(name, 0) for name in free)
+    if (rows := sum(counts.get(name, 0) for name in free)) or not paid:
         print(progress.estimate(lake, NAME, rows) + (" (the paid tiers are not in it)" if paid else ""))
     tell_that_flags_lack(lake, settings)
 

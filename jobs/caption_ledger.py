@@ -205,7 +205,12 @@ def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
     for strange in seen.strange:
         if strange.harm:
             print(f"caption: {strange.uri}: {strange.why}; its attempt counts as its whole share", flush=True)
-    calls = sum(one.calls for one in seen.attempts.values())
+    calls, answered = (sum(getattr(one, name) for one in seen.attempts.values()) for name in ("calls", "spent"))
+    if nano > answered:
+        usd = f"{(nano - answered) / caption_budget.NANO:.4f} USD"
+        print(
+            f"caption: wave {wave.number} of {wave.run}: {usd} count as spent for calls whose answers are lost, at their worst", flush=True
+        )
     if calls:
         with landing(lake, run, settings.waves.lease_seconds):
             lake.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,7 @@ def teach(folder: Path, asked: Sequence[tuple[Request, bytes]], answer: str, ste
         best.step()
     module.save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))

@@ -211,7 +211,8 @@ async def _forever(script: Mapping[str, Any], port: int) -> None:
 
 def main() -> None:
     about = "A fake Gemini on loopback: prints its address, answers until it is ended. It invents captions, whatever the picture."
-    parser = argparse.ArgumentParser(prog="python -m tests.servers.gemini_server", description=about)
+    modes = f"modes of failure, for `always`, `queue` and `modes`: {' '.join(MODES)}"
+    parser = argparse.ArgumentParser(prog="python -m tests.servers.gemini_server", description=about, epilog=modes)
     members = f"JSON with members of {', '.join(SCRIPT)} (tests/servers/gemini_service.py)"
     parser.add_argument(
         "script", nargs="?", type=json.loads, default={}, help=f'{members}, as \'{{"latency": 1, "share": 0.1, "modes": ["503"]}}\''
