@@ -19,7 +19,7 @@ demo: java env jars weights ## the whole job on the sample images: ingest to rep
 
 # two files at a time: Spark's tests use one and a half cores [measured]; in their order, so that udfs' short ones fill the end
 test: java env jars weights ## every test but the long ones
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: env ## ruff, mypy and the import contracts
 	@$(PY) -m ruff check .

@@ -86,7 +86,8 @@ class Captioner(Frozen):
             raise ValueError(f"engine {self.engine}: model: required, not given")
         if self.engine in ("gemini", "gemini-batch") and self.key is None:
             raise ValueError(f"engine {self.engine}: key: required, not given; e.g. {{environment: GEMINI_API_KEY}}")
-        if self.model is not None and (re.search(r"[\s?&#%]", self.model) or ".." in self.model):
+        named = re.fullmatch(r"[\w.@/-]+", self.model or "") and ".." not in str(self.model)  # it stands in an address
+        if self.engine in ("gemini", "gemini-batch") and not named:
             raise ValueError(f"model: given {self.model!r}, expected a name as the service writes it, e.g. gemini-3.8-flash")
         parts = urlsplit(self.base_url or "http://")
         if parts.scheme not in ("http", "https") or "@" in parts.netloc:  # what was given is not said: it may hold a password

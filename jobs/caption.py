@@ -139,8 +139,8 @@ def tell_plan(lake: Lake, settings: Settings) -> None:
             engine = engine_of(settings, tier)
             print(f"{NAME}: tier {tier.name}: {counts.get(tier.name, 0)} images by {tier.captioner} ({engine}): nothing to pay")
         else:
-            attempts = caption_paid.task_attempts(lake)
-            lines, nano = caption_plan.lines(lake, settings, tier, pending.where(F.col("tier") == tier.name), attempts)
+            mine = pending.where(F.col("tier") == tier.name)
+            lines, nano = caption_plan.lines(lake, settings, tier, mine, caption_paid.task_attempts(lake))
             whole += nano
             print("\n".join(f"{NAME}: {line}" for line in lines))
     if paid:

@@ -33,14 +33,9 @@ def fingerprint(settings: Settings, tier: Tier) -> str:
         "tags": caption_tags.KERNEL_VERSION,
         "internvl": [internvl.KERNEL_VERSION, internvl_prompt.KERNEL_VERSION],
     }
-    own = [caption_request.REQUEST_VERSION, kernels.get(one.engine), *([one.base_url] if elsewhere(one) else [])]
+    own = [caption_request.REQUEST_VERSION, kernels.get(one.engine), *caption_work.elsewhere(one.model_dump()).values()]
     told = digest(prompt, one.model_dump(mode="json", exclude=PACE), sorted(tier.parts), caption_answer.RULES_VERSION, own)
     return f"{one.engine}:{name_of(one)}:{prompt.name}:{told}"
-
-
-def elsewhere(one: Captioner) -> bool:
-    """Whether it asks a Gemini that is not the service's own: a stand-in's captions are not the model's, and its answers buy nothing."""
-    return one.engine in ("gemini", "gemini-batch") and one.base_url is not None
 
 
 def of_wave(settings: Settings, tier: Tier) -> dict[str, str]:

@@ -48,9 +48,14 @@ class Tier(NamedTuple):
         told = {name: self.captioner[name] for name in ("model", "max_output_tokens", "media_resolution")}
         if self.captioner["thinking"] is not None:
             told["thinking"] = self.captioner["thinking"]
-        if self.captioner["engine"] != "openai" and self.captioner["base_url"] is not None:
-            told["base_url"] = self.captioner["base_url"]  # jobs.caption_rows.elsewhere
+        told |= elsewhere(self.captioner)
         return told | {"safety": self.captioner["safety"], "image": f"{caption_image.RENDER_VERSION}:{self.captioner['max_side']}"}
+
+
+def elsewhere(captioner: Mapping[str, Any]) -> dict[str, str]:
+    """-> base_url of a Gemini that is not the service's own, else nothing: a stand-in's captions are not the model's, and its answers buy nothing."""
+    is_gemini = captioner["engine"] in ("gemini", "gemini-batch")
+    return {"base_url": captioner["base_url"]} if is_gemini and captioner["base_url"] is not None else {}
 
 
 def work(tier: Tier) -> Work:

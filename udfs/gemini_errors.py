@@ -23,6 +23,8 @@ def of_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -
     """(HTTP status, or 200 or 0 when the error says it, decoded body or what stands for it, headers) -> the reply. Nothing is billed."""
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
+    if isinstance(body, str) and "PROHIBITED_CONTENT" in body:  # a body that was cut off
+        return Reply("prohibited")
     error = body.get("error") if isinstance(body, dict) else None
     ours = isinstance(error, dict)
     error = error if isinstance(error, dict) else {}

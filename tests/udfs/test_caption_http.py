@@ -1,4 +1,4 @@
-"""The way of a captioner's request to its service: through the environment's proxy where there is one, and around it where it is told to."""
+"""The way of a captioner's request to its service and back: the environment's proxy, what never leaves the machine, answers that are cut off."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ def full() -> Iterator[str]:
 def test_an_error_whose_body_is_cut_is_still_the_error_and_costs_nothing() -> None:
     """A redirect to another host is not asked again, and a server that is busy says for how long."""
 
-    async def answer(head: str) -> Reply:
+    async def answer(head: str, body: str = "only this") -> Reply:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(f"HTTP/1.1 {head}\r\nContent-Length: 1000\r\n\r\nonly this".encode())
+            writer.write(f"HTTP/1.1 {head}\r\nContent-Length: 1000\r\n\r\n{body}".encode())
             await writer.drain()
             writer.close()
 
@@ -132,6 +132,8 @@ def test_an_error_whose_body_is_cut_is_still_the_error_and_costs_nothing() -> No
 
     moved = asyncio.run(answer("302 Found\r\nLocation: http://elsewhere.example/"))
     assert (moved.code, moved.usage) == ("redirected", None)
+    forbidden = asyncio.run(answer("422 Unprocessable", '{"error": {"message": "PROHIBITED_CONTENT'))
+    assert forbidden == Reply("prohibited")
     busy = asyncio.run(answer("503 Service Unavailable\r\nRetry-After: 7"))
     assert (busy.code, busy.retry_after, busy.usage) == ("server_error", 7.0, None)
 
