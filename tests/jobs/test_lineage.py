@@ -55,10 +55,10 @@ def register(settings: Settings, root: Path) -> None:
     sha256 = hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
     client.create_registered_model("scorer")
     for training in ("one", "two"):
-        run = client.create_run(experiment, run_name=f"train {training}").info.run_id
+        run = client.create_run(experiment, start_time=1_000, run_name=f"train {training}").info.run_id
         client.log_metric(run, "held_out_srcc", 0.75)
         client.log_metric(run, "system/memory", 12.0)
-        client.set_terminated(run)
+        client.set_terminated(run, end_time=4_000)
         tags = {"training_digest": training, "export": "0123", "manifest_sha256": sha256, "made_from": json.dumps({"images": 1})}
         client.create_model_version("scorer", f"{settings.mlflow.artifacts}/head", run_id=run, tags=tags)
     client.set_registered_model_alias("scorer", "champion", "1")
@@ -81,7 +81,7 @@ def test_a_models_chain_down_to_rows_and_an_images_models(
     told = capsys.readouterr().out.splitlines()
     sha256 = hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
     assert told[0] == "model      scorer version 1 (champion)"
-    assert told[1].endswith("(train one) FINISHED, 0 s")
+    assert told[1].endswith("(train one) FINISHED, 3 s")
     assert told[2:] == [
         "metrics    held_out_srcc 0.75",
         f"training   one, its folder file://{settings.training.root}/scorer-one is there",
