@@ -15,12 +15,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf import captions
-from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption_jobs, caption_ledger, caption_paid, caption_plan, caption_rows
+from jobs import caption_jobs, caption_ledger, caption_paid, caption_plan, caption_rows, caption_stop
 from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import caption_budget, caption_collect, caption_intent, caption_row, caption_send
+from udfs.caption_asking import OVER_WORST
 
 ENGINES = ("gemini-batch",)
 
@@ -41,7 +41,10 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     attempts, number, at = caption_paid.task_attempts(lake), first, 0
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
-        many = caption_budget.rows_that_fit(left, told.row, attempts, min(one.batch.rows * one.batch.jobs, total - at))
+        most = min(one.batch.rows * one.batch.jobs, total - at)
+        many = caption_budget.rows_that_fit(left, told.row, attempts, most)
+        if at == 0 < many < most:
+            print(f"caption: {caption_plan.narrow(tier, many, most)}", flush=True)
         if many == 0:
             number += caption_paid.land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)
             break
@@ -53,9 +56,7 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
         stage.run_whole(captioned.withColumns(caption_rows.told(settings, tier)), made.number)
         at, number = at + many, made.number + 1
         if stopped:
-            raise Mistake(
-                f"caption: tier {tier.name}: {one.engine} stopped the job: {stopped}; what was answered is landed, and the rest waits"
-            )
+            raise caption_stop.stopped(settings, tier, stopped)
     print(f"caption: {caption_plan.compared(tier, each, new, spent - start)}", flush=True)
     return number
 
@@ -130,4 +131,10 @@ class _Wave:
         mine = lake.read("caption_calls").where(F.col("attempt").startswith(f"{self._stage.run_id}/{self.number:06d}/"))
         over = F.col("nano_usd") > self._told.worst
         row = mine.where((F.col("outcome") == "stop") | over).select("code", over.alias("over")).first()
-        return None if row is None else f"a call cost more than {self._told.worst} nano-dollars" if row["over"] else str(row["code"])
+        return (
+            None
+            if row is None
+            else f"{OVER_WORST}: a call cost more than {self._told.worst} nano-dollars"
+            if row["over"]
+            else str(row["code"])
+        )

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from conf import captions
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption_ledger, caption_plan, caption_rows, embedding, ordering
+from jobs import caption_ledger, caption_plan, caption_rows, caption_stop, embedding, ordering
 from jobs.lake import Lake
 from jobs.waves import Stage
 from udfs import caption_budget, caption_journal, caption_row, caption_run, caption_work, token_count
@@ -95,7 +95,10 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
     left_over: list[DataFrame] = []
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
-        many = caption_budget.rows_that_fit(left, told.row, attempts, min(settings.waves.rows, total - at))
+        most = min(settings.waves.rows, total - at)
+        many = caption_budget.rows_that_fit(left, told.row, attempts, most)
+        if at == 0 < many < most:
+            print(f"caption: {caption_plan.narrow(tier, many, most)}", flush=True)
         if many == 0:
             number += land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)
             break
@@ -106,10 +109,7 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
         usd = f"{caption_plan.usd(wave.nano)} in this wave, {caption_plan.usd(spent)} in all"
         print(f"caption: tier {tier.name}: {at}/{total} images asked, {usd}", flush=True)
         if wave.stop is not None:
-            engine = settings.captions.captioners[tier.captioner].engine
-            raise Mistake(
-                f"caption: tier {tier.name}: {engine} stopped the job: {wave.stop}; what was answered is landed, and the rest waits"
-            )
+            raise caption_stop.stopped(settings, tier, wave.stop)
     new = rows.where((F.col("at") < at) & F.col("known").isNull()).count()  # images of which nothing was journaled
     print(f"caption: {caption_plan.compared(tier, each, new, spent - start)}", flush=True)
     return Asked(number - first, spent, left_over)

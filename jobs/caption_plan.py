@@ -192,5 +192,10 @@ def compared(tier: Tier, each: Expected, images: int, spent: int) -> str:
     )
 
 
+def narrow(tier: Tier, many: int, most: int) -> str:
+    """What is told where the budget makes waves of fewer images than the config allows."""
+    return f"tier {tier.name}: {many} images at once, where {most} may be: so many can be paid at their worst; a larger budget_usd makes larger waves"
+
+
 def usd(nano: int) -> str:
     return f"{nano / caption_budget.NANO:.4f} USD"

@@ -141,6 +141,7 @@ def test_a_budget_is_never_passed_and_what_is_left_waits(
     assert 0 < asked <= IMAGES and nano(lake) <= cap * 1e9
     assert lake.read("captions").select("image_id").distinct().count() == asked
     assert asked == IMAGES or "images wait" in said
+    assert re.search(r"tier all: \d images at once, where 12 may be", said)
     assert lake.read("rejects").where("stage = 'caption'").isEmpty()
 
     # the tables are lost and nothing is left of the budget: what was bought lands again
@@ -175,7 +176,9 @@ def test_what_is_forbidden_is_an_id_and_a_code_and_nobody_else_is_asked(
 
 def test_a_key_that_is_refused_stops_the_job_and_says_why(lake: Lake, settings: Callable[..., Settings], server: GeminiServer) -> None:
     server.order(always="400_key")
-    with pytest.raises(Mistake, match="stopped the job: key_refused"):
+    with pytest.raises(
+        Mistake, match=r"captioner flash \(gemini, gemini-3.8-flash\) stopped the job: key_refused: .*; check the key in HOME"
+    ):
         caption.run(lake, settings())
     assert server.counts()["requests"] <= 2 * 4  # what was in flight in two tasks
     server.order(always="")
