@@ -110,7 +110,4 @@ def _asked(settings: Settings) -> set[str]:
 
 def _values(lake: Lake, settings: Settings, values: Sequence[str]) -> DataFrame:
     scores = score.fingerprint(score.champion(settings)) if {"score", "score_raw"} & set(values) else ""
-    made = select_images.made_by(settings, values)
-    known = facts.gather(lake, settings, scores, lake.versions(facts.TABLES), made)
-    versions = {(facts.NUMBERS | facts.WORDS)[value] for value in values}
-    return known.select("image_id", *values, *sorted(versions))
+    return facts.gather(lake, settings, values, scores, {}, select_images.made_by(settings, values))

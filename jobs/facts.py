@@ -1,7 +1,7 @@
 """What the tables know of each image, one row an image: the values that selection rules are written over.
 
 A value is a number, or a list of words (all sources of an image together). Each has the version of what it came from. To add
-one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to `gather`. An image without a row in a table has no value
+one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to _READERS. An image without a row in a table has no value
 there (NULL), which fails every rule but `none_of`; a row with nothing to tell (no tag) is an empty list.
 
 style_size, style_share: images of its style cluster (itself among them), and their share of all that have a cluster: rare styles have little of both,
@@ -11,7 +11,7 @@ and lose some as the lake grows. Without a cluster (style_state `none`, `blocked
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -94,13 +94,30 @@ def tables_used(values: Iterable[str]) -> list[str]:
     return [table for table, version in MADE.items() if version in versions]
 
 
-def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int], made: Mapping[str, str] | None = None) -> DataFrame:
-    """Tables at `versions` and scores of one fingerprint -> image_id, NUMBERS (double), WORDS (array of strings), their versions.
+def gather(
+    lake: Lake, settings: Settings, values: Iterable[str], scores: str, versions: Mapping[str, int], made: Mapping[str, str]
+) -> DataFrame:
+    """-> image_id and the values (NUMBERS double, WORDS array of strings), each with the version of what it came from. No table is read but `images`
+    and those that a value lives in.
 
-    made: table of MADE -> the fingerprint of the rows that count; values of one that is not named are NULL.
+    scores: the fingerprint of the scores that count; versions: of tables, one that is not named is read as it is now; made: table of MADE -> the
+    fingerprint of the rows that count, of every one that a value lives in (select_images.made_by).
     """
-    bare = {table: lake.read(table, versions[table]) for table in TABLES}
-    image = bare["images"].select(
+    values = sorted(set(values))
+    wanted = sorted({(NUMBERS | WORDS)[name] for name in values})
+    told_by = {table: f"{table}@{versions.get(table, 'now')}" for table in ("sources", "rejects")}
+    told_by |= {"scores": scores, "pixels": embedding.outputs(settings)[PIXELS], **made}
+    known = _images(lake.read("images", versions.get("images")))
+    for table, (version, rows_of) in _READERS.items():
+        if version in wanted:
+            known = known.join(rows_of(lake.read(table, versions.get(table)), told_by[table]), "image_id", "left")
+    if "denied" in values:  # the others are not
+        known = known.withColumn("denied", F.coalesce("denied", F.array(F.lit("false"))))
+    return known.select("image_id", *values, *wanted)
+
+
+def _images(rows: DataFrame) -> DataFrame:
+    return rows.select(
         "image_id",
         F.least("width", "height").cast("double").alias("min_side"),
         F.greatest("width", "height").cast("double").alias("max_side"),
@@ -111,52 +128,43 @@ def gather(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]
         F.array((F.size("ai_marks") > 0).cast("string")).alias("ai_marks"),
         F.lit("sha256").alias("image_version"),
     )
-    told = (
-        bare["sources"]
-        .groupBy("image_id")
-        .agg(
-            F.sort_array(F.collect_set("source")).alias("source"),
-            F.sort_array(F.collect_set("licence")).alias("licence"),
-            F.array(F.max("opt_out").cast("string")).alias("opt_out"),
-            F.sort_array(F.array_distinct(F.flatten(F.collect_set("tags")))).alias("source_tags"),
-        )
+
+
+def _sources(rows: DataFrame, told_by: str) -> DataFrame:
+    told = rows.groupBy("image_id").agg(
+        F.sort_array(F.collect_set("source")).alias("source"),
+        F.sort_array(F.collect_set("licence")).alias("licence"),
+        F.array(F.max("opt_out").cast("string")).alias("opt_out"),
+        F.sort_array(F.array_distinct(F.flatten(F.collect_set("tags")))).alias("source_tags"),
     )
-    told = told.withColumn("sources_version", F.lit(f"sources@{versions['sources']}"))
-    pixels_fingerprint = embedding.outputs(settings)[PIXELS]
+    return told.withColumn("sources_version", F.lit(told_by))
+
+
+def _pixels(rows: DataFrame, told_by: str) -> DataFrame:
     statistics = [F.col(name).cast("double").alias(name) for name, version in NUMBERS.items() if version == "pixels_version"]
-    pixels = bare["pixels"].where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == pixels_fingerprint))
-    pixels = pixels.select("image_id", *statistics, F.col("fingerprint").alias("pixels_version"))
-    scored = bare["scores"].where(F.col("fingerprint") == scores)
-    number = [F.col("bin").cast("double").alias("score"), F.col("raw").cast("double").alias("score_raw")]
-    scored = scored.select("image_id", *number, F.col("fingerprint").alias("score_version"))
-    known = image.join(told, "image_id", "left").join(pixels, "image_id", "left").join(scored, "image_id", "left")
-    known = _with_denied(known, bare["rejects"], versions["rejects"])
-    for table, rows in (("flags", _flags), ("styles", _styles), ("classes", _classes), ("captions", _captions)):
-        told_by = (made or {}).get(table)
-        mine = rows(bare[table], told_by)
-        if told_by is None:
-            known = known.withColumns({name: F.lit(None).cast(kind) for name, kind in mine.dtypes if name != "image_id"})
-        else:
-            known = known.join(mine, "image_id", "left")
-    return known
+    mine = rows.where((F.col("view") == ORIGINAL) & (F.col("fingerprint") == told_by))
+    return mine.select("image_id", *statistics, F.col("fingerprint").alias("pixels_version"))
 
 
-def _with_denied(known: DataFrame, rejects: DataFrame, version: int) -> DataFrame:
-    denied = deny_lists.denied_by(rejects).distinct()
-    marked = known.join(denied.withColumn("is_denied", F.lit(True)), "image_id", "left")
-    told = F.array(F.coalesce("is_denied", F.lit(False)).cast("string"))
-    return marked.withColumns({"denied": told, "denied_version": F.lit(f"rejects@{version}")}).drop("is_denied")
+def _scores(rows: DataFrame, told_by: str) -> DataFrame:
+    numbers = [F.col("bin").cast("double").alias("score"), F.col("raw").cast("double").alias("score_raw")]
+    return rows.where(F.col("fingerprint") == told_by).select("image_id", *numbers, F.col("fingerprint").alias("score_version"))
 
 
-def _flags(rows: DataFrame, told_by: str | None) -> DataFrame:
+def _denied(rows: DataFrame, told_by: str) -> DataFrame:
+    denied = deny_lists.denied_by(rows).distinct()
+    return denied.withColumns({"denied": F.array(F.lit("true")), "denied_version": F.lit(told_by)})
+
+
+def _flags(rows: DataFrame, told_by: str) -> DataFrame:
     numbers = [F.col(name).cast("double").alias(name) for name in ("nsfw", "text_share", "watermark")]
     words = [_word(F.col(name).cast("string")).alias(name) for name in ("rating", "ai_generated", "has_text", "domain")]
-    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+    mine = rows.where(F.col("fingerprint") == told_by)
     return mine.select("image_id", *numbers, *words, "tags", F.col("fingerprint").alias(MADE["flags"]))
 
 
-def _styles(rows: DataFrame, told_by: str | None) -> DataFrame:
-    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+def _styles(rows: DataFrame, told_by: str) -> DataFrame:
+    mine = rows.where(F.col("fingerprint") == told_by)
     sizes = mine.where("cluster IS NOT NULL").groupBy("cluster").agg(F.count("*").cast("double").alias("style_size"))
     share = (F.col("style_size") / F.sum("style_size").over(Window.partitionBy())).alias("style_share")  # one row a cluster
     mine = mine.join(F.broadcast(sizes.select("cluster", "style_size", share)), "cluster", "left")
@@ -165,21 +173,34 @@ def _styles(rows: DataFrame, told_by: str | None) -> DataFrame:
     return mine.select("image_id", *numbers, "style_size", "style_share", *words, F.col("fingerprint").alias(MADE["styles"]))
 
 
-def _classes(rows: DataFrame, told_by: str | None) -> DataFrame:
-    mine = rows.where(F.col("fingerprint") == F.lit(told_by))
+def _classes(rows: DataFrame, told_by: str) -> DataFrame:
+    mine = rows.where(F.col("fingerprint") == told_by)
     return mine.select("image_id", _word(F.col("class")).alias("style_class"), F.col("fingerprint").alias(MADE["classes"]))
 
 
-def _captions(rows: DataFrame, told_by: str | None) -> DataFrame:
+def _captions(rows: DataFrame, told_by: str) -> DataFrame:
     """told_by: caption_sample.fingerprints."""
-    asked = (told_by or "").split(JOINED)
+    asked = told_by.split(JOINED)
     said = F.collect_list(F.struct("fingerprint", "kind", "text")).alias("said")
     mine = rows.where(F.col("fingerprint").isin(asked) & F.col("kind").isin(*CONTENT)).groupBy("image_id")
     whole = mine.agg(said, F.count_distinct("fingerprint").alias("captioners")).where(F.col("captioners") == len(asked))
     told = whole.select("image_id", "said").mapInPandas(compare_captioners.disagreements, compare_captioners.SCHEMA)
-    return told.select("image_id", "disagreement", F.lit(told_by).cast("string").alias(MADE["captions"]))
+    return told.select("image_id", "disagreement", F.lit(told_by).alias(MADE["captions"]))
 
 
 def _word(value: Column) -> Column:
     """NULL stays NULL."""
     return F.when(value.isNotNull(), F.array(value))
+
+
+# table -> the column that holds its values' version, and (its rows, by what they count) -> image_id, its values, that column
+_READERS: dict[str, tuple[str, Callable[[DataFrame, str], DataFrame]]] = {
+    "sources": ("sources_version", _sources),
+    "pixels": ("pixels_version", _pixels),
+    "scores": ("score_version", _scores),
+    "rejects": ("denied_version", _denied),
+    "flags": (MADE["flags"], _flags),
+    "styles": (MADE["styles"], _styles),
+    "classes": (MADE["classes"], _classes),
+    "captions": (MADE["captions"], _captions),
+}

@@ -63,9 +63,9 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
         if is_made(lake, selection):
             print(f"{NAME}: nothing to do, selection {selection} is there")
             return
-        decided = decide(
-            facts.gather(lake, settings, scores, versions, made_by(settings, facts.used(settings.select))), settings.select, stage.freeze
-        )
+        values = facts.used(settings.select)
+        known = facts.gather(lake, settings, values, scores, versions, made_by(settings, values))
+        decided = decide(known, settings.select, stage.freeze)
         stage.run_whole(decided.withColumns({"selection": F.lit(selection), "name": F.lit(settings.select.name)}))
     kept = lake.read("selections").where(F.col("selection") == selection).count()
     print(f"{NAME}: selection {selection} keeps {kept} of {lake.read('images', versions['images']).count()} images")
@@ -135,10 +135,11 @@ def _heads(settings: Settings) -> list[Head]:
 
 def identity(lake: Lake, settings: Settings, scores: str, versions: dict[str, int]) -> str:
     """The digest of the rules and of the facts they are over: commits that change no fact make no new selection."""
-    made = made_by(settings, facts.used(settings.select))
+    values = facts.used(settings.select)
+    made = made_by(settings, values)
     asked = digest(lake.root, settings.lake, *STANDING, settings.select, scores, embedding.outputs(settings)[PIXELS], made, versions)
     if asked not in _identities:  # a pass over the facts: several stages of one session ask the same
-        _identities[asked] = _summed(facts.gather(lake, settings, scores, versions, made), settings, scores, made)
+        _identities[asked] = _summed(facts.gather(lake, settings, values, scores, versions, made), settings, scores, made)
     return _identities[asked]
 
 

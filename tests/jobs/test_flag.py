@@ -60,8 +60,9 @@ class Build:
 
     def known(self, made: bool = True) -> DataFrame:
         """What facts.gather gives, as rows that are there: it is asked often."""
-        told = {"flags": flag.evidence(self.settings).fingerprint} if made else None
-        rows = facts.gather(self.lake, self.settings, "", self.lake.versions(facts.TABLES), told)
+        told = {"flags": flag.evidence(self.settings).fingerprint if made else "of no row"}
+        values = ["text_share", "ai_generated", "rating", "tags", "min_side", "score", "opt_out", "denied"]
+        rows = facts.gather(self.lake, self.settings, values, "", {}, told)
         return self.lake.spark.createDataFrame(rows.collect(), rows.schema)
 
 

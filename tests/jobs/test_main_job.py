@@ -198,7 +198,7 @@ def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another
 
     head = score.fingerprint(score.champion(settings))
     versions = lake.versions(facts.TABLES)
-    known = facts.gather(lake, settings, head, versions)
+    known = facts.gather(lake, settings, facts.used(settings.select), head, versions, {})
     chosen = {bytes(row["image_id"]) for row in lake.read("selections").collect()}
     again = select_images.decide(known.repartition(3), settings.select).where("kept").collect()
     assert {bytes(row["image_id"]) for row in again} == chosen
@@ -209,7 +209,8 @@ def test_a_selection_is_the_same_whoever_makes_it_and_another_seed_gives_another
 def test_an_image_that_a_source_opted_out_is_dropped_whatever_the_rules(lake: Lake, settings: Settings) -> None:
     from jobs import facts
 
-    known = facts.gather(lake, settings, score.fingerprint(score.champion(settings)), lake.versions(facts.TABLES))
+    head = score.fingerprint(score.champion(settings))
+    known = facts.gather(lake, settings, facts.used(settings.select), head, lake.versions(facts.TABLES), {})
     out = F.when(F.col("min_side") == 24, F.array(F.lit("true"))).otherwise(F.col("opt_out"))
     decided = select_images.decide(known.withColumn("opt_out", out), settings.select.model_copy(update={"rules": (), "limit": None}))
     dropped = [[failed["rule"] for failed in row["failed"]] for row in decided.where(~F.col("kept")).collect()]

@@ -175,10 +175,8 @@ def test_the_policy_v7_has_rows_of_its_own_and_only_ok_ones(build: Build) -> Non
 def test_rules_may_ask_how_many_images_have_a_style(build: Build) -> None:
     rows = {image: row["cluster"] for image, row in build.rows().items() if row["cluster"] is not None}
     sizes = Counter(rows.values())
-    told = select_images.made_by(build.settings, ["style_size"])
-    known = facts.gather(build.lake, build.settings, "", build.lake.versions(facts.TABLES), told).select(
-        "image_id", "style_size", "style_share"
-    )
+    values = ["style_size", "style_share"]
+    known = facts.gather(build.lake, build.settings, values, "", {}, select_images.made_by(build.settings, values))
     found = {
         bytes(row["image_id"]).hex(): (row["style_size"], row["style_share"]) for row in known.collect() if row["style_size"] is not None
     }
