@@ -33,6 +33,7 @@ NAME = "ingest"
 UNIT = "inputs"  # files, archives, parquet files, manifest rows
 KEY = list(TABLES["sources"].key)
 SEVERAL = {"tar": r"\.(tar|tar\.gz|tgz)$", "parquet": r"\.parquet$"}  # kinds whose entries hold several images -> names of such files
+MANIFEST_BYTES = 2**16  # of a CSV or parquet manifest: a task's, each of whose rows is looked up in the store
 COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
 
 
@@ -158,11 +159,11 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
     """A manifest of any format -> one `line` of JSON a row."""
     uri = to_uri(source.uri)
     try:
-        there = lake.opener.exists(uri)
+        size = lake.opener.stat(uri).size
     except Reject as reject:
+        if reject.code == "missing":
+            raise Mistake(f"ingest.sources.{source.name}: no manifest at {source.uri}; expected a .jsonl, .csv or .parquet file") from None
         raise Mistake(f"ingest.sources.{source.name}: {source.uri}: {reject.code}; expected a manifest file") from None
-    if not there:
-        raise Mistake(f"ingest.sources.{source.name}: no manifest at {source.uri}; expected a .jsonl, .csv or .parquet file")
     suffix = uri.rpartition(".")[2]
     if suffix in ("jsonl", "json", "ndjson"):
         return lake.spark.read.text(hadoop(uri)).select(F.col("value").alias("line"))
@@ -173,7 +174,8 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
         if suffix == "csv"
         else lake.spark.read.parquet(hadoop(uri))
     )
-    return rows.select(F.to_json(F.struct("*")).alias("line")).repartition(64)  # a CSV with quoted line breaks is one task
+    tasks = min(1 + size // MANIFEST_BYTES, 64)  # a CSV with quoted line breaks is read by one
+    return rows.select(F.to_json(F.struct("*")).alias("line")).repartition(tasks)
 
 
 def states(refused: DataFrame) -> DataFrame:
