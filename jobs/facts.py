@@ -88,17 +88,22 @@ def used(select: Select) -> list[str]:
     return sorted(asked | {"opt_out", "denied", "score"})
 
 
+def tables_read(values: Iterable[str]) -> list[str]:
+    """-> the tables that `gather` reads for values, `images` first."""
+    versions = {(NUMBERS | WORDS)[name] for name in values}
+    return ["images", *(table for table, (version, _) in _READERS.items() if version in versions)]
+
+
 def tables_used(values: Iterable[str]) -> list[str]:
     """-> the tables of MADE that values live in."""
-    versions = {(NUMBERS | WORDS)[name] for name in values}
-    return [table for table, version in MADE.items() if version in versions]
+    return [table for table in tables_read(values) if table in MADE]
 
 
 def gather(
     lake: Lake, settings: Settings, values: Iterable[str], scores: str, versions: Mapping[str, int], made: Mapping[str, str]
 ) -> DataFrame:
-    """-> image_id and the values (NUMBERS double, WORDS array of strings), each with the version of what it came from. No table is read but `images`
-    and those that a value lives in.
+    """-> image_id and the values (NUMBERS double, WORDS array of strings), each with the version of what it came from. No table is read but those of
+    `tables_read`.
 
     scores: the fingerprint of the scores that count; versions: of tables, one that is not named is read as it is now; made: table of MADE -> the
     fingerprint of the rows that count, of every one that a value lives in (select_images.made_by).
@@ -108,9 +113,9 @@ def gather(
     told_by = {table: f"{table}@{versions.get(table, 'now')}" for table in ("sources", "rejects")}
     told_by |= {"scores": scores, "pixels": embedding.outputs(settings)[PIXELS], **made}
     known = _images(lake.read("images", versions.get("images")))
-    for table, (version, rows_of) in _READERS.items():
-        if version in wanted:
-            known = known.join(rows_of(lake.read(table, versions.get(table)), told_by[table]), "image_id", "left")
+    for table in tables_read(values)[1:]:
+        _, rows_of = _READERS[table]
+        known = known.join(rows_of(lake.read(table, versions.get(table)), told_by[table]), "image_id", "left")
     if "denied" in values:  # the others are not
         known = known.withColumn("denied", F.coalesce("denied", F.array(F.lit("false"))))
     return known.select("image_id", *values, *wanted)

@@ -56,7 +56,8 @@ def run(lake: Lake, settings: Settings, plan_only: bool = False, head: Head | No
     versions = lake.versions(facts.TABLES)
     selection = identity(lake, settings, scores, versions)
     if plan_only:
-        told = "is there, nothing to do" if is_made(lake, selection) else f"is to be made: a join of {', '.join(facts.TABLES)}, no model"
+        joined = ", ".join(facts.tables_read(facts.used(settings.select)))
+        told = "is there, nothing to do" if is_made(lake, selection) else f"is to be made: a join of {joined}, no model"
         print(f"{NAME}: selection {selection} {told}")
         return
     with waves.stage(lake, NAME, settings, TABLES) as stage:

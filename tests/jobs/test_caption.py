@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from conf.captions import Captioner, Tier
 from conf.section import Mistake
 from conf.settings import Settings
-from jobs import caption, caption_rows, caption_tiers, embed, flag, ingest, report_captions
+from jobs import caption, caption_rows, caption_tiers, embed, facts, flag, ingest, report_captions
 from jobs.lake import Lake
 from tests.jobs.conftest import REPOSITORY, MakeSettings, write_image
 from udfs import caption_answer
@@ -97,6 +97,10 @@ def test_each_image_is_captioned_once_by_its_tier_or_refused_by_name(
 
     again = settings.model_copy(update={"captions": settings.captions.model_copy(update={"tiers": settings.captions.tiers[1:]})})
     assert caption_tiers.pending(lake, again).count() == 1  # the first image: another tier asks for other parts of it
+    known = facts.gather(lake, settings, ["max_side"], "", {}, {})  # of 30 million images, for one rule over their size
+    assert known.columns == ["image_id", "max_side", "image_version"] and {Path(uri).parent.name for uri in known.inputFiles()} == {
+        "images"
+    }
 
 
 def test_options_of_pace_are_not_in_the_fingerprint_and_those_of_the_request_are(settings: Settings) -> None:
