@@ -38,12 +38,13 @@ def run(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataFram
     told = caption_plan.bill(settings, tier, notes.longest)
     each, start = caption_plan.expected(lake, settings, tier, told, notes), spent
     new = rows.where(F.col("known").isNull()).count()  # images of which nothing is journaled
-    attempts, number, at = caption_paid.task_attempts(lake), first, 0
+    attempts, number, at, narrow = caption_paid.task_attempts(lake), first, 0, False
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         most = min(one.batch.rows * one.batch.jobs, total - at)
         many = caption_budget.rows_that_fit(left, told.row, attempts, most)
-        if at == 0 < many < most:
+        if 0 < many < most and not narrow:
+            narrow = True
             print(f"caption: {caption_plan.narrow(tier, many, most)}", flush=True)
         if many == 0:
             number += caption_paid.land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)

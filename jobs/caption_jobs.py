@@ -25,6 +25,10 @@ MARGIN = 30.0  # seconds over a call's timeout until a job that a late attempt c
 Worker = Callable[[Any], Iterator[pd.DataFrame]]
 
 
+class Unreachable(Exception):
+    """The service does not tell of jobs that it has: its code and words."""
+
+
 class Terms(NamedTuple):
     """As a wave's about.json keeps it: how to find, read and bill its jobs whatever the config says by then. It holds no secret."""
 
@@ -34,7 +38,9 @@ class Terms(NamedTuple):
 
 
 def finish(lake: Lake, folder: str, told: Mapping[str, Any]) -> int:
-    """(URI of a closed wave's journal, Terms as a dict) -> nano-dollars that its jobs may have cost beside what the journal says."""
+    """(URI of a closed wave's journal, Terms as a dict) -> nano-dollars that its jobs may have cost beside what the journal says. Raises Unreachable;
+    called again it goes on.
+    """
     terms = Terms(told["captioner"], Price(*told["price"]), told["purpose"])
     wave = Wave(folder, terms.purpose)
     found = _watched(lake, wave, dict(terms.captioner))
@@ -79,8 +85,11 @@ def _most(lake: Lake, wave: Wave, name: str, price: Price) -> int:
 
 
 def _on_workers(lake: Lake, jobs: Sequence[tuple[str, str | None]], work: Worker, schema: str) -> list[Row]:
-    """A row a job reaches the driver: a round has conf.captions.Batch.jobs at most."""
+    """A row a job reaches the driver: a round has conf.captions.Batch.jobs at most. Raises Unreachable."""
     if not jobs:
         return []
     rows = lake.spark.createDataFrame(list(jobs), "name STRING, job STRING")
-    return rows.coalesce(1).mapInPandas(work, schema).collect()
+    told = rows.coalesce(1).mapInPandas(work, schema).collect()
+    if (fault := next((row["fault"] for row in told if row["fault"] is not None), None)) is not None:
+        raise Unreachable(fault)
+    return told

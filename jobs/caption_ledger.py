@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from jobs import caption_calls, caption_jobs
+from jobs import caption_calls, caption_jobs, caption_stop
 from jobs.lake import Lake, hadoop
 from jobs.lease import landing
 from udfs import caption_budget, caption_journal, caption_wave
@@ -180,10 +180,15 @@ def _waves(lake: Lake) -> list[Wave]:
 
 
 def settle(lake: Lake, settings: Settings, run: str, wave: Wave) -> int:
-    """Closes a wave, waits until its attempts can ask no more, and lands its calls -> nano-dollars that it counts as."""
+    """Closes a wave, waits until its attempts can ask no more, and lands its calls -> nano-dollars that it counts as. Raises Mistake where the service
+    does not tell of the wave's jobs.
+    """
     place = folder(lake, wave.run, wave.number)
     caption_journal.close(lake.opener, place)
-    lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
+    try:
+        lost = 0 if wave.batch is None else caption_jobs.finish(lake, place, wave.batch)
+    except caption_jobs.Unreachable as why:
+        raise caption_stop.unsettled(wave.about["tier"], cast(dict[str, Any], wave.batch)["captioner"], str(why)) from None
     lease = settings.captions.lease_seconds
     watch = caption_budget.Watch(MARGIN * lease)
     first = tell = time.monotonic()

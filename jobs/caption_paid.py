@@ -91,13 +91,14 @@ def _waves(stage: Stage, settings: Settings, tier: captions.Tier, pending: DataF
     notes = caption_plan.notes(rows)
     told = caption_plan.bill(settings, tier, notes.longest)
     each, start = caption_plan.expected(lake, settings, tier, told, notes), spent
-    attempts, at, number = task_attempts(lake), 0, first
+    attempts, at, number, narrow = task_attempts(lake), 0, first, False
     left_over: list[DataFrame] = []
     while at < total:
         left = caption_budget.nano(settings.captions.budget_usd) - spent
         most = min(settings.waves.rows, total - at)
         many = caption_budget.rows_that_fit(left, told.row, attempts, most)
-        if at == 0 < many < most:
+        if 0 < many < most and not narrow:
+            narrow = True
             print(f"caption: {caption_plan.narrow(tier, many, most)}", flush=True)
         if many == 0:
             number += land_without_calls(stage, settings, tier, told, rows.where(F.col("at") >= at), number, left)

@@ -110,4 +110,4 @@ def _asked(settings: Settings) -> set[str]:
 
 def _values(lake: Lake, settings: Settings, values: Sequence[str]) -> DataFrame:
     scores = score.fingerprint(score.champion(settings)) if {"score", "score_raw"} & set(values) else ""
-    return facts.gather(lake, settings, values, scores, {}, select_images.made_by(settings, values))
+    return facts.gather(lake, settings, values, scores, None, select_images.made_by(settings, values))

@@ -1,8 +1,8 @@
 """What the tables know of each image, one row an image: the values that selection rules are written over.
 
-A value is a number, or a list of words (all sources of an image together). Each has the version of what it came from. To add
-one: add its line to NUMBERS or WORDS and, when it lives in a new table, its reader to _READERS. An image without a row in a table has no value
-there (NULL), which fails every rule but `none_of`; a row with nothing to tell (no tag) is an empty list.
+A value is a number, or a list of words (all sources of an image together). Each has the version of what it came from. To add one: add its line to
+NUMBERS or WORDS and, when it lives in a new table, its reader to _READERS, and to `gather` what its rows count by. An image without a row in a table
+has no value there (NULL), which fails every rule but `none_of`; a row with nothing to tell (no tag) is an empty list.
 
 style_size, style_share: images of its style cluster (itself among them), and their share of all that have a cluster: rare styles have little of both,
 and lose some as the lake grows. Without a cluster (style_state `none`, `blocked`) there is none. disagreement: of the captioners that are compared
@@ -74,7 +74,6 @@ CLOSED = {  # value -> all the words that it can be
 }
 # tables that need not be there for a selection
 MADE = {"flags": "flags_version", "styles": "styles_version", "classes": "classes_version", "captions": "captions_version"}
-TABLES = ("images", "sources", "pixels", "scores", "rejects", *MADE)
 # value -> kernels of detectors of which one tells it
 DETECTORS = {"rating": ("nsfw", "tagger"), "tags": ("tagger",), "nsfw": ("nsfw",)} | dict.fromkeys(
     ("has_text", "text_share", "watermark"), ("text",)
@@ -100,24 +99,26 @@ def tables_used(values: Iterable[str]) -> list[str]:
 
 
 def gather(
-    lake: Lake, settings: Settings, values: Iterable[str], scores: str, versions: Mapping[str, int], made: Mapping[str, str]
+    lake: Lake, settings: Settings, values: Iterable[str], scores: str, versions: Mapping[str, int] | None, made: Mapping[str, str]
 ) -> DataFrame:
     """-> image_id and the values (NUMBERS double, WORDS array of strings), each with the version of what it came from. No table is read but those of
     `tables_read`.
 
-    scores: the fingerprint of the scores that count; versions: of tables, one that is not named is read as it is now; made: table of MADE -> the
-    fingerprint of the rows that count, of every one that a value lives in (select_images.made_by).
+    scores: the fingerprint of the scores that count; versions: of the tables; None: as they are now; made: table of MADE -> the fingerprint of the
+    rows that count, of every one that a value lives in (select_images.made_by).
     """
     values = sorted(set(values))
     wanted = sorted({(NUMBERS | WORDS)[name] for name in values})
-    told_by = {table: f"{table}@{versions.get(table, 'now')}" for table in ("sources", "rejects")}
+    at = {table: versions[table] if versions is not None else None for table in tables_read(values)}
+    told_by = {table: f"{table}@{'now' if (number := at.get(table)) is None else number}" for table in ("sources", "rejects")}
     told_by |= {"scores": scores, "pixels": embedding.outputs(settings)[PIXELS], **made}
-    known = _images(lake.read("images", versions.get("images")))
-    for table in tables_read(values)[1:]:
+    known = _images(lake.read("images", at.pop("images")))
+    for table, number in at.items():
         _, rows_of = _READERS[table]
-        known = known.join(rows_of(lake.read(table, versions.get(table)), told_by[table]), "image_id", "left")
+        known = known.join(rows_of(lake.read(table, number), told_by[table]), "image_id", "left")
     if "denied" in values:  # the others are not
-        known = known.withColumn("denied", F.coalesce("denied", F.array(F.lit("false"))))
+        no = {"denied": F.array(F.lit("false")), "denied_version": F.lit(told_by["rejects"])}
+        known = known.withColumns({name: F.coalesce(name, value) for name, value in no.items()})
     return known.select("image_id", *values, *wanted)
 
 
@@ -209,3 +210,4 @@ _READERS: dict[str, tuple[str, Callable[[DataFrame, str], DataFrame]]] = {
     "classes": (MADE["classes"], _classes),
     "captions": (MADE["captions"], _captions),
 }
+TABLES = ("images", *_READERS)

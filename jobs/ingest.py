@@ -33,7 +33,7 @@ NAME = "ingest"
 UNIT = "inputs"  # files, archives, parquet files, manifest rows
 KEY = list(TABLES["sources"].key)
 SEVERAL = {"tar": r"\.(tar|tar\.gz|tgz)$", "parquet": r"\.parquet$"}  # kinds whose entries hold several images -> names of such files
-MANIFEST_BYTES = 2**16  # of a CSV or parquet manifest: a task's, each of whose rows is looked up in the store
+MANIFEST_BYTES = {"csv": 2**16, "parquet": 2**13}  # of a manifest: a task's, each of whose rows is looked up in the store
 COST_BYTES = 2**18  # an archive counts as its bytes in images of this size, so that a wave of archives is a wave
 
 
@@ -167,14 +167,14 @@ def _manifest_lines(lake: Lake, source: Source) -> DataFrame:
     suffix = uri.rpartition(".")[2]
     if suffix in ("jsonl", "json", "ndjson"):
         return lake.spark.read.text(hadoop(uri)).select(F.col("value").alias("line"))
-    if suffix not in ("csv", "parquet"):
+    if suffix not in MANIFEST_BYTES:
         raise Mistake(f"ingest.sources.{source.name}: given a .{suffix} manifest, expected .jsonl, .csv or .parquet")
     rows = (
         lake.spark.read.csv(hadoop(uri), header=True, multiLine=True, escape='"')
         if suffix == "csv"
         else lake.spark.read.parquet(hadoop(uri))
     )
-    tasks = min(1 + size // MANIFEST_BYTES, 64)  # a CSV with quoted line breaks is read by one
+    tasks = min(1 + size // MANIFEST_BYTES[suffix], 64)  # a CSV with quoted line breaks is read by one
     return rows.select(F.to_json(F.struct("*")).alias("line")).repartition(tasks)
 
 

@@ -20,21 +20,25 @@ from udfs.gemini_batch import BatchFault, GeminiBatch
 from udfs.opener import Opener
 from udfs.reject import Reject
 
-FOUND = "name STRING, job STRING, state STRING, others INT"
-COLLECTED = "name STRING, state STRING, replies INT, missing INT, lost BIGINT"
+FOUND = "name STRING, job STRING, state STRING, others INT, fault STRING"
+COLLECTED = "name STRING, state STRING, replies INT, missing INT, lost BIGINT, fault STRING"
 UNKNOWN = "UNKNOWN"  # a state: the service did not say
 
 
 def poll(frames: Iterator[pd.DataFrame], captioner: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
     """Frames of (name, job or NULL) -> FOUND: the state of each job; one whose name is not noted is looked for, and told when there is one. others: jobs
-    of the same name, which are cancelled. A service that fails for now gives UNKNOWN. Raises BatchFault for what no waiting cures.
+    of the same name, which are cancelled. A service that fails for now gives UNKNOWN; fault: what no waiting cures, in one row without more.
     """
     rows = list(rows_of(frames))
     if not rows:
         return
-    with client_of(captioner) as (run, client):
-        told = run(_states(client, {row["name"]: row["job"] for row in rows}))
-    yield pd.DataFrame(told, columns=["name", "job", "state", "others"])
+    try:
+        with client_of(captioner) as (run, client):
+            told = run(_states(client, {row["name"]: row["job"] for row in rows}))
+    except BatchFault as fault:
+        yield _at_fault(FOUND, fault)
+        return
+    yield pd.DataFrame(told, columns=["name", "job", "state", "others"]).assign(fault=None)
 
 
 async def _states(client: GeminiBatch, noted: Mapping[str, str | None]) -> list[tuple[str, str | None, str, int]]:
@@ -62,13 +66,18 @@ def collect(
     frames: Iterator[pd.DataFrame], captioner: Mapping[str, Any], stores: Mapping[str, Any], wave: Wave, price: Price
 ) -> Iterator[pd.DataFrame]:
     """Frames of (name, job) of jobs that ended -> their replies in the journal, and COLLECTED. Done again it writes the same. lost: nano-dollars that the
-    ledger does not tell: of what a job that did not succeed may have answered all the same, and of images that were forgotten meanwhile.
+    ledger does not tell: of what a job that did not succeed may have answered all the same, and of images that were forgotten meanwhile; fault: why no
+    more is collected, in a last row without more.
     """
     opener = Opener(stores)
     with client_of(captioner) as (run, client):
         for row in rows_of(frames):
             asked = caption_intent.read(opener, wave, row["name"])
-            got = run(patiently(client.collect, row["job"], {key: one.most for key, one in asked.items()}))
+            try:
+                got = run(patiently(client.collect, row["job"], {key: one.most for key, one in asked.items()}))
+            except BatchFault as fault:
+                yield _at_fault(COLLECTED, fault)
+                return
             assert got is not None, f"{row['job']} has not ended"
             records = [_record(key, asked[key], reply, price) for key, reply in got.replies.items()]
             kept = [one for one in records if one.image_id]
@@ -78,7 +87,12 @@ def collect(
             lost = sum(one.nano_usd for one in records if not one.image_id)
             lost += sum(worst[key] for key in got.missing) if got.state != "SUCCEEDED" else 0
             told = {"name": row["name"], "state": got.state, "replies": len(records), "missing": len(got.missing), "lost": lost}
-            yield pd.DataFrame([told])
+            yield pd.DataFrame([told | {"fault": None}])
+
+
+def _at_fault(schema: str, fault: BatchFault) -> pd.DataFrame:
+    names = [column.split()[0] for column in schema.split(", ")]
+    return pd.DataFrame([dict.fromkeys(names) | {"fault": str(fault)}], dtype=object)
 
 
 def landed(frames: Iterator[pd.DataFrame], tier: caption_work.Tier) -> Iterator[pd.DataFrame]:

@@ -23,6 +23,7 @@ from udfs.opener import Opener
 from udfs.reject import Reject
 
 SENT = "name STRING, requests INT, full BOOLEAN, stop STRING"
+NOTHING = {"name": "", "requests": 0, "full": False, "stop": None}  # of SENT
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a call about files or jobs is tried again
 T = TypeVar("T")
 
@@ -42,24 +43,33 @@ def send(frames: Iterator[pd.DataFrame], tier: caption_work.Tier, wave: Wave, li
     """
     opener, how = Opener(tier.stores), tier.captioner["batch"]
     with client_of(tier.captioner) as (run, client), tempfile.TemporaryDirectory() as folder:
-        sent, taken = run(_earlier(opener, wave, client, limits.waits))
+        try:
+            sent, taken = run(_earlier(opener, wave, client, limits.waits))
+        except BatchFault as fault:
+            yield pd.DataFrame([NOTHING | _ended(fault)])
+            return
         if sent:
-            yield pd.DataFrame([{"name": name, "requests": many, "full": False, "stop": None} for name, many in sent.items()])
+            yield pd.DataFrame([NOTHING | {"name": name, "requests": many} for name, many in sent.items()])
         lines = _Lines(tier, taken)
         options, size = caption_work.gemini_options(tier.captioner), how["megabytes"] << 20
         for number, part in enumerate(write_parts(lines.of(frames), options, Path(folder), how["rows"], size, wave.purpose)):
-            row: dict[str, Any] = {"name": part.name, "requests": 0, "full": number >= limits.files, "stop": None}
+            row = NOTHING | {"name": part.name, "full": number >= limits.files}
             if not row["full"]:
                 asked = {key: Asked(*lines.asked[key], most) for key, most in part.most.items()}
                 try:
                     run(_sent(opener, wave, client, part, asked, limits.waits))
                     row["requests"] = len(asked)
                 except BatchFault as fault:
-                    row |= {"full": True} if fault.reply.outcome == RETRY else {"stop": str(fault)}
+                    row |= _ended(fault)
             yield pd.DataFrame([row])
             part.path.unlink()
             if row["full"] or row["stop"]:
                 return
+
+
+def _ended(fault: BatchFault) -> dict[str, Any]:
+    """-> what it means for the round: the service takes no more now, or no request can succeed."""
+    return {"full": True} if fault.reply.outcome == RETRY else {"stop": str(fault)}
 
 
 async def _earlier(opener: Opener, wave: Wave, client: GeminiBatch, waits: Sequence[float]) -> tuple[dict[str, int], set[str]]:

@@ -97,7 +97,8 @@ def test_each_image_is_captioned_once_by_its_tier_or_refused_by_name(
 
     again = settings.model_copy(update={"captions": settings.captions.model_copy(update={"tiers": settings.captions.tiers[1:]})})
     assert caption_tiers.pending(lake, again).count() == 1  # the first image: another tier asks for other parts of it
-    known = facts.gather(lake, settings, ["max_side"], "", {}, {})  # of 30 million images, for one rule over their size
+    known = facts.gather(lake, settings, ["max_side"], "", None, {})  # of 30 million images, for one rule over their size
+    assert facts.tables_read(["max_side"]) == ["images"] and facts.tables_read(["denied", "rating"]) == ["images", "rejects", "flags"]
     assert known.columns == ["image_id", "max_side", "image_version"] and {Path(uri).parent.name for uri in known.inputFiles()} == {
         "images"
     }

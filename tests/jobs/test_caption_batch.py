@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,13 @@ from jobs import caption, caption_batch, caption_jobs, caption_ledger, caption_r
 from jobs.lake import Lake
 from tests.jobs.conftest import MakeSettings
 from tests.servers.gemini_server import GeminiServer
-from udfs import addresses, caption_intent, caption_send
-from udfs.opener import Opener, to_uri
+from udfs import addresses, caption_budget, caption_collect, caption_intent, caption_send
+from udfs.opener import Opener, to_path, to_uri
 
 IMAGES = 12
 MakeLake = Callable[[Settings], Lake]
 Make = Callable[..., Settings]
+NO = "The caller does not have permission."
 TEXTS = ("hex(image_id)", "kind", "part", "text", "tokens", "request")
 
 
@@ -135,6 +137,11 @@ def test_a_driver_that_dies_while_jobs_run_finds_them_again_and_sends_none_twice
     die_while_jobs_run(lake, make(), monkeypatch)
     sent = server.counts()["others"]
     assert lake.read("captions").isEmpty() and sent > 0
+    server.order(batch_refuses=True)
+    told = r"the service \(gemini-batch, gemini-3.8-flash\) does not tell of jobs that it was sent: get: key_refused: .*; check the key in HOME"
+    with pytest.raises(Mistake, match=told):
+        caption.run(lake, make())
+    server.order(batch_refuses=False)
     caption.run(lake, make())
     assert lake.read("captions").select("image_id").distinct().count() == IMAGES
     assert set(server.counts()["by_image"].values()) == {1} and "round 1" not in capsys.readouterr().out
@@ -205,7 +212,18 @@ def test_a_later_attempt_of_a_task_sends_what_the_earlier_one_could_not(
     (tmp_path / "away.png").rename(hidden)
     again = pd.concat(list(caption_send.send(iter([frame]), tier, wave, caption_send.Limits(9))))
     assert (first.requests.sum(), again.requests.sum()) == (IMAGES - 1, IMAGES) and len(again) == len(first) + 1
-    assert len(caption_intent.names(Opener(), wave)) == len(again)
+    names = caption_intent.names(Opener(), wave)
+    assert len(names) == len(again)
+
+    # the key is withdrawn while the jobs run: watching, collecting and sending each end with a row that says so
+    server.order(batch_refuses=True)
+    noted = pd.DataFrame(list(names.items()), columns=["name", "job"])
+    polled = pd.concat(list(caption_collect.poll(iter([noted]), tier.captioner)))
+    collected = pd.concat(list(caption_collect.collect(iter([noted]), tier.captioner, {}, wave, caption_budget.Price(1, 1))))
+    assert [told.fault.tolist() for told in (polled, collected)] == [["get: key_refused: HTTP 403 PERMISSION_DENIED: " + NO]] * 2
+    os.unlink(to_path(wave.made(next(iter(names)))))  # it may have been created: it is looked for
+    refused = pd.concat(list(caption_send.send(iter([frame]), tier, wave, caption_send.Limits(9))))
+    assert refused.stop.tolist() == ["list: key_refused: HTTP 403 PERMISSION_DENIED: " + NO] and refused.requests.sum() == 0
 
 
 @pytest.mark.proof

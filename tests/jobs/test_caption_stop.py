@@ -17,7 +17,7 @@ OWN = {"engine": "openai", "model": "ours", "base_url": "http://127.0.0.1:8000/v
 
 
 def test_every_code_that_stops_has_an_advice() -> None:
-    told = caption_stop.advices("flash", Captioner.model_validate(FLASH), "prices.yaml")
+    told = caption_stop.advices("captions.captioners.flash.", Captioner.model_validate(FLASH), "prices.yaml")
     assert told.keys() == {OVER_WORST, *(code for code, outcome in CODES.items() if outcome == STOP)}
 
 
@@ -32,14 +32,23 @@ def test_every_code_that_stops_has_an_advice() -> None:
         (
             OWN,
             "key_refused: HTTP 401: no",
-            "(openai, ours) stopped the job: key_refused: HTTP 401: no; check captions.captioners.c.key: none is given",
+            "(openai, ours) stopped the job: key_refused: HTTP 401: no; captions.captioners.c.key: none is given, and",
         ),
         (
             FLASH,
             "no_such_model: HTTP 404: no",
             "check captions.captioners.c.model (gemini-9) and api_version (v1) against what the service's own address",
         ),
-        (OWN, "no_such_model: HTTP 404: no", "against what captions.captioners.c.base_url (http://127.0.0.1:8000/v1) serves"),
+        (
+            OWN,
+            "no_such_model: HTTP 404: no",
+            "check captions.captioners.c.model (ours) against what captions.captioners.c.base_url (http://127.0.0.1:8000/v1) serves",
+        ),
+        (
+            FLASH,
+            f"{OVER_WORST}: a call cost 9",
+            "a call cost 9; the budget cannot hold with such prices: check captions.prices (prices), its",
+        ),
         (FLASH, "upload: redirected: HTTP 302 to the host b", "to the host b; redirects are not followed"),
         (FLASH, "the service takes no more jobs now", f"stopped the job: the service takes no more jobs now; {caption_stop.WAITS}"),
         (FLASH, "upload: bad_request: a usage_policy", f"a usage_policy; {caption_stop.WAITS}"),  # a word of the server's, no code

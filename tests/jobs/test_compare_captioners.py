@@ -173,7 +173,7 @@ def test_disagreement_is_a_value_for_rules_known_of_what_all_compared_have_capti
     images = pd.read_parquet(io.BytesIO(build.files()["images.parquet"]))
     wanted = {bytes(row.image_id): 1 - row.agreement for row in images.itertuples()}
     made = select_images.made_by(settings, ["disagreement"])
-    known = facts.gather(lake, settings, ["disagreement"], "", {}, made).collect()
+    known = facts.gather(lake, settings, ["disagreement"], "", None, made).collect()
     assert {bytes(row["image_id"]): row["disagreement"] for row in known if row["disagreement"] is not None} == pytest.approx(wanted)
     assert len(known) == IMAGES and {row["captions_version"] for row in known} == {made["captions"], None}
     middle = sorted(wanted.values())[-2]

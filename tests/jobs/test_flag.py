@@ -62,7 +62,7 @@ class Build:
         """What facts.gather gives, as rows that are there: it is asked often."""
         told = {"flags": flag.evidence(self.settings).fingerprint if made else "of no row"}
         values = ["text_share", "ai_generated", "rating", "tags", "min_side", "score", "opt_out", "denied"]
-        rows = facts.gather(self.lake, self.settings, values, "", {}, told)
+        rows = facts.gather(self.lake, self.settings, values, "", None, told)
         return self.lake.spark.createDataFrame(rows.collect(), rows.schema)
 
 
@@ -204,7 +204,9 @@ def test_rules_are_written_over_flags_and_an_image_without_any_passes_only_none_
         {"name": "rated", "value": "rating", "within": ["safe", "questionable", "explicit"]},
         {"name": "tagged", "value": "tags", "none_of": ["no such tag"]},
     ]
-    failed = decided(build.known(), rules=rules).values()
+    known = build.known()
+    assert {(row["denied"][0], row["denied_version"]) for row in known.collect()} == {("false", "rejects@now")}
+    failed = decided(known, rules=rules).values()
     assert sorted(failed) == [[]] * PLAIN + [["origin"]] * DECLARED + [["text"]] * MARKED
     assert list(decided(build.known(made=False), rules=rules).values()) == [["text", "rated"]] * (MARKED + DECLARED + PLAIN)
 

@@ -176,7 +176,7 @@ def test_rules_may_ask_how_many_images_have_a_style(build: Build) -> None:
     rows = {image: row["cluster"] for image, row in build.rows().items() if row["cluster"] is not None}
     sizes = Counter(rows.values())
     values = ["style_size", "style_share"]
-    known = facts.gather(build.lake, build.settings, values, "", {}, select_images.made_by(build.settings, values))
+    known = facts.gather(build.lake, build.settings, values, "", None, select_images.made_by(build.settings, values))
     found = {
         bytes(row["image_id"]).hex(): (row["style_size"], row["style_share"]) for row in known.collect() if row["style_size"] is not None
     }

@@ -70,6 +70,7 @@ def write_config(corpus: Path, lake: Path) -> Path:
     told |= {"lake": {"root": str(lake)}, "spark": {"master": None}, "waves": {"rows": 12, "task_rows": 3}, "encoder": "colour-grid"}
     told["ingest"] = {"sources": [{"name": "jpegs", "kind": "folder", "uri": str(corpus / "images")}]}
     told["embed"] = {"encoders": ["colour-grid"], "device": "cpu", "batch_size": 3, "decode_threads": 1, "ahead": 3}
+    told["select"] = {"name": "killed", "seed": 1, "rules": []}  # the demo's ask for detectors
     config = lake.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(told))
     return config

@@ -27,7 +27,7 @@ from tests.object_store import BUCKET, KEY_ENV, REGION, SECRET_ENV, ObjectStore,
 pytestmark = pytest.mark.proof
 FOLDER, SHARD, LISTED = 20, 6, 4
 IMAGES = FOLDER + SHARD + LISTED
-STAGES = ("ingest", "embed", "label", "export-labels", "train scorer", "score", "select", "export-selection", "report")
+STAGES = ("ingest", "embed", "label", "export-labels", "train scorer", "score", "flag", "caption", "select", "export-selection", "report")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,11 @@ def write_config(store: ObjectStore, folder: Path) -> Path:
         {"name": "shards", "kind": "tar", "uri": f"s3://{BUCKET}/shards"},
         {"name": "list", "kind": "manifest", "uri": f"s3a://{BUCKET}/listed/list.jsonl"},
     ]
-    told["label"] |= {"images": 10, "views": {"blur:1": 0.6, "noise:2": 0.2}}
-    told["train_scorer"] = {"epochs": 2, "batch_size": 16}
+    told["label"] = {"images": 10, "views": {"blur:1": 0.6, "noise:2": 0.2}}
+    told["training"] = {"root": str(folder / "trainings")}
+    told["train_scorer"] = {"epochs": 2, "rows_per_step": 16, "micro_batch": 16}
+    for section in ("label_classes", "classify", "styles"):  # of the demo's images
+        del told[section]
     told["select"]["rules"] = [{"name": "min_side", "value": "min_side", "at_least": 16}]
     told["export"] = {"root": str(folder / "exports"), "rows_per_file": 8}
     told["mlflow"] = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")}

@@ -30,6 +30,9 @@ class Batches:
             return self._create(found.group(1), await request.json(), request.headers.get("x-goog-api-key", ""))
         if found := re.fullmatch(r"/[^/]+/files/([a-z0-9-]+)(:download)?", path):
             return self._file(method, found.group(1), bool(found.group(2)))
+        if self.service.script["batch_refuses"] and re.fullmatch(r"/[^/]+/batches.*", path):
+            refused = Fault(403, "PERMISSION_DENIED", "The caller does not have permission.")
+            return web.json_response(refused.body(request.headers.get("x-goog-api-key", "")), status=refused.status)
         if method == "GET" and re.fullmatch(r"/[^/]+/batches", path):
             return self._list(request)
         if found := re.fullmatch(r"/[^/]+/batches/([a-z0-9-]+)(:cancel)?", path):

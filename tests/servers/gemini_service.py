@@ -35,6 +35,7 @@ SCRIPT: dict[str, Any] = {
     "batch_polls": 1,  # looks at a batch job before it ends
     "batch_end": "SUCCEEDED",  # SUCCEEDED | PARTIALLY_SUCCEEDED | EXPIRED | FAILED | CANCELLED; a list: of the next jobs, then SUCCEEDED
     "batch_room": 0,  # jobs that may be at work at once, more are a 429; 0: any number
+    "batch_refuses": False,  # who asks for jobs has no right to: 403
     "batch_forgets": False,  # jobs and results are asked for too late: 404
     "batch_done": 1.0,  # share of the lines that are answered; of SUCCEEDED all
 }
