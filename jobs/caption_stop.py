@@ -39,19 +39,20 @@ def _advice(here: str, one: Captioner, prices: str, why: str) -> list[str]:
 
 
 def advices(here: str, one: Captioner, prices: str) -> dict[str, str]:
-    """What comes before its options' names in the config, its price list -> what to do about each code of udfs/caption_call.py that stops, and about a call over
-    its worst.
+    """here: what stands before the names of its options in the config; its price list -> what to do about each code of udfs/caption_call.py that
+    stops, and about a call over its worst.
     """
     gemini = one.engine in ("gemini", "gemini-batch")
     refused = f"{here}key: none is given, and the server asks for one"
     if one.key is not None:
         refused = f"check the key in {one.key.environment} ({here}key), and that its project, billing and place may use the service"
     service = f"{here}base_url ({one.base_url})" if one.base_url else "the service's own address"
+    whole = here.rstrip(".") or "its options"
     version = f" and api_version ({one.api_version})" if gemini else ""
     return {
         "key_refused": f"{refused}; a 407 is the proxy's",
         "no_such_model": f"check {here}model ({one.model}){version} against what {service} serves",
-        "bad_settings": f"no request as it is set can be answered: check {here.rstrip('.') or 'its options'} against what {service} and its model take",
+        "bad_settings": f"no request as it is set can be answered: check {whole} against what {service} and its model take",
         "spend_cap": "raise the spending limit at the service or pay in, or wait until it is renewed",
         "quota_used_up": "wait until the quota is renewed, or have it raised at the service: of some models a key has none at all",
         "usage_policy": "the service has shut this project out for its usage policy: see its console before anything more is sent",
