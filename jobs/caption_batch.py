@@ -132,10 +132,6 @@ class _Wave:
         mine = lake.read("caption_calls").where(F.col("attempt").startswith(f"{self._stage.run_id}/{self.number:06d}/"))
         over = F.col("nano_usd") > self._told.worst
         row = mine.where((F.col("outcome") == "stop") | over).select("code", over.alias("over")).first()
-        return (
-            None
-            if row is None
-            else f"{OVER_WORST}: a call cost more than {self._told.worst} nano-dollars"
-            if row["over"]
-            else str(row["code"])
-        )
+        if row is None:
+            return None
+        return f"{OVER_WORST}: a call cost more than {self._told.worst} nano-dollars" if row["over"] else str(row["code"])
