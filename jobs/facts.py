@@ -109,13 +109,13 @@ def gather(
     """
     values = sorted(set(values))
     wanted = sorted({(NUMBERS | WORDS)[name] for name in values})
-    at = {table: versions[table] if versions is not None else None for table in tables_read(values)}
-    told_by = {table: f"{table}@{'now' if (number := at.get(table)) is None else number}" for table in ("sources", "rejects")}
+    told_by = {table: f"{table}@{versions[table] if versions else 'now'}" for table in ("sources", "rejects")}
     told_by |= {"scores": scores, "pixels": embedding.outputs(settings)[PIXELS], **made}
-    known = _images(lake.read("images", at.pop("images")))
-    for table, number in at.items():
+    bare = {table: lake.read(table, versions[table] if versions else None) for table in tables_read(values)}
+    known = _images(bare.pop("images"))
+    for table, rows in bare.items():
         _, rows_of = _READERS[table]
-        known = known.join(rows_of(lake.read(table, number), told_by[table]), "image_id", "left")
+        known = known.join(rows_of(rows, told_by[table]), "image_id", "left")
     if "denied" in values:  # the others are not
         no = {"denied": F.array(F.lit("false")), "denied_version": F.lit(told_by["rejects"])}
         known = known.withColumns({name: F.coalesce(name, value) for name, value in no.items()})

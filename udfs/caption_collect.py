@@ -15,13 +15,14 @@ from udfs.caption_journal import Journal, Place
 from udfs.caption_record import Record, Terms
 from udfs.caption_request import Request
 from udfs.caption_row import Row, Work
-from udfs.caption_send import client_of, hear, patiently, rows_of
+from udfs.caption_send import WAITS, client_of, hear, patiently, rows_of
 from udfs.gemini_batch import BatchFault, GeminiBatch
 from udfs.opener import Opener
 from udfs.reject import Reject
 
 FOUND = "name STRING, job STRING, state STRING, others INT, fault STRING"
 COLLECTED = "name STRING, state STRING, replies INT, missing INT, lost BIGINT, fault STRING"
+PATIENCE = (*WAITS, 60.0, 60.0, 60.0)  # seconds before results are asked for again: they are bought, and kept for days
 UNKNOWN = "UNKNOWN"  # a state: the service did not say
 
 
@@ -74,7 +75,7 @@ def collect(
         for row in rows_of(frames):
             asked = caption_intent.read(opener, wave, row["name"])
             try:
-                got = run(patiently(client.collect, row["job"], {key: one.most for key, one in asked.items()}))
+                got = run(patiently(client.collect, row["job"], {key: one.most for key, one in asked.items()}, waits=PATIENCE))
             except BatchFault as fault:
                 yield _at_fault(COLLECTED, fault)
                 return
